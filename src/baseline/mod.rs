@@ -1,0 +1,1 @@
+//! Expectation, inventory and measurements in, findings out.

@@ -1,0 +1,1 @@
+//! Power, boot device and sensors of a machine through its BMC.

@@ -1,0 +1,1 @@
+//! DHCP, TFTP and HTTP boot.

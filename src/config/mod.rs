@@ -1,0 +1,1 @@
+//! Typed file to resolved settings.

@@ -1,0 +1,1 @@
+//! Passports and what is handed to others.

@@ -1,0 +1,1 @@
+//! Recipes, build, the chunked format, signatures, catalogue.

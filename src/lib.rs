@@ -1,0 +1,24 @@
+//! Rackline: racked, blank servers in, delivered hypervisor hosts out.
+//!
+//! The modules in reading order; each may use only those above it (`tests/layers.rs` holds the table).
+
+pub mod error;
+pub mod machine;
+pub mod link;
+pub mod ipmi;
+pub mod template;
+pub mod baseline;
+pub mod lifecycle;
+pub mod config;
+pub mod store;
+pub mod boot;
+pub mod bmc;
+pub mod image;
+pub mod swarm;
+pub mod handoff;
+pub mod agent;
+pub mod engine;
+pub mod api;
+pub mod console;
+pub mod lab;
+pub mod cli;

@@ -1,0 +1,1 @@
+//! What a machine goes through: pure decisions.

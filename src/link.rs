@@ -1,0 +1,290 @@
+//! The words that agent and appliance share: who is asking, what is ordered, how far it is, what came of it.
+//!
+//! The agent asks "what now?" and gets the one order that follows from the machine's state; there is no queue. An order
+//! carries a number that changes when the state does: after a lost connection, a restart of the appliance or a power
+//! cut the agent asks again and finds the same order, a newer one, or [`Order::Wait`].
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `POST /agent/v1/hello` | [`Hello`] | [`Welcome`] |
+//! | `GET /agent/v1/{machine}/order?after=N` | – | [`Issued`]; held up to [`POLL_SECONDS`] while the number is still `N` |
+//! | `POST /agent/v1/{machine}/progress` | [`Progress`] | 204; kept in memory only |
+//! | `POST /agent/v1/{machine}/report` | [`Report`] | 204 once it is on disk |
+//! | `GET /images/{manifest}/manifest` | – | the signed manifest, named by its digest |
+//! | `GET /images/{manifest}/data` | – | the chunk file, with range requests |
+//!
+//! Each request after the hello has `Authorization: Bearer TOKEN`. Errors are `application/problem+json` ([`Problem`]).
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind};
+use crate::machine::{Digest, Hostname, Inventory, MacAddr, MachineId, Role, Serial, TargetRule};
+
+/// Raised whenever an old agent would misread a new order. The appliance refuses any other number.
+pub const VERSION: u32 = 1;
+
+/// How long the appliance holds a question for orders open, in seconds.
+pub const POLL_SECONDS: u64 = 25;
+
+/// Where the agent runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// In RAM, booted from the network.
+    Ram,
+    /// On the installed host.
+    Resident,
+}
+
+/// The first words of an agent after each boot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    pub version: u32,
+    /// As given by the boot script or the seed.
+    pub machine: MachineId,
+    pub mode: Mode,
+    /// `/proc/sys/kernel/random/boot_id`: tells a new boot from a repeated hello.
+    pub boot_id: uuid::Uuid,
+    pub serial: Option<Serial>,
+    pub uuid: Option<uuid::Uuid>,
+    pub macs: Vec<MacAddr>,
+    pub agent_version: String,
+    /// Seconds since the kernel started.
+    pub uptime: f64,
+}
+
+/// The appliance knows the agent's machine, perhaps under another id than the one it came with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Welcome {
+    pub machine: MachineId,
+    pub name: String,
+    pub token: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Issued {
+    pub number: u64,
+    pub order: Order,
+}
+
+/// What the agent is to do now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "snake_case")]
+pub enum Order {
+    /// Nothing for now; ask again.
+    Wait { reason: String },
+    /// Take the inventory and the short measurements → [`Report::Commissioned`].
+    Commission {
+        /// Make this user on the BMC through `/dev/ipmi0`, where the site has no other way in.
+        bmc_user: Option<BmcUser>,
+    },
+    /// Write an image and its seed to the target disk → [`Report::Deployed`].
+    Deploy(Box<Deploy>),
+    /// Make the disks blank → [`Report::Erased`].
+    Erase { keep: Vec<Serial> },
+    /// Run the delivery checks on the installed host → [`Report::Checked`].
+    Verify(Box<Verify>),
+    /// Leave this system.
+    Leave { how: Leave, reason: String },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Leave {
+    Reboot,
+    PowerOff,
+}
+
+/// A BMC account to be made in band. Its password is never logged: see the `Debug` below.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct BmcUser {
+    pub name: String,
+    pub password: String,
+}
+
+impl std::fmt::Debug for BmcUser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "BmcUser({})", self.name)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Deploy {
+    /// Digest of the signed manifest: names the image and binds the order to it.
+    pub manifest: Digest,
+    pub target: TargetRule,
+    pub seed: Seed,
+    /// How much of what was written is read back and compared.
+    pub read_back: ReadBack,
+    /// Also time `dd` of as many bytes on the blank disk before the write, for the benchmark.
+    pub compare_with_dd: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReadBack {
+    Full,
+    /// Every n-th chunk, first and last always.
+    Sampled(u32),
+}
+
+/// The three documents of cloud-init's NoCloud data source.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seed {
+    pub meta_data: String,
+    pub user_data: String,
+    pub network_config: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Verify {
+    pub role: Role,
+    pub hostname: Hostname,
+    /// The image that must be running.
+    pub manifest: Digest,
+    /// Kernel release below which a host is not handed off, as `major.minor`.
+    pub kernel_floor: String,
+}
+
+/// How far the agent is with an order. Not kept: the next one replaces it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    pub number: u64,
+    /// In the operator's words: `writing`, `reading back`, `measuring disk sda`.
+    pub step: String,
+    pub done: u64,
+    /// Bytes, or what else `step` counts; 0 where the end is not known.
+    pub total: u64,
+    pub note: Option<String>,
+}
+
+/// What came of an order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    pub number: u64,
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    Commissioned {
+        inventory: Box<Inventory>,
+        measured: Vec<Measured>,
+        bmc_user_made: bool,
+    },
+    /// Shown before the first byte is written: which disk, found by which rule.
+    TargetChosen {
+        disk: String,
+        serial: Option<Serial>,
+        wwn: Option<String>,
+        size_bytes: u64,
+        rule: TargetRule,
+    },
+    Deployed(Box<Deployed>),
+    Erased {
+        disks: Vec<String>,
+        how: String,
+    },
+    Checked {
+        checks: Vec<Check>,
+        measured: Vec<Measured>,
+    },
+    /// About to leave, as ordered.
+    Leaving,
+    Failed(Problem),
+}
+
+/// A value with its unit; names are stable, since cohorts compare them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    pub name: String,
+    pub value: f64,
+    pub unit: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Deployed {
+    pub manifest: Digest,
+    pub disk: String,
+    pub serial: Option<Serial>,
+    /// Decompressed bytes that went to the disk; zero ranges are discarded and do not count.
+    pub written_bytes: u64,
+    /// Compressed bytes that were fetched.
+    pub fetched_bytes: u64,
+    pub write_seconds: f64,
+    pub read_back_bytes: u64,
+    pub read_back_seconds: f64,
+    /// Bytes a second of `dd`, where it was asked for.
+    pub dd_bytes_per_second: Option<f64>,
+}
+
+/// One delivery check with what was wanted and what was there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// Stable id: `kernel`, `kvm.guest`, `docker.container`, `ovs.traffic`.
+    pub id: String,
+    pub passed: bool,
+    pub expected: String,
+    pub found: String,
+    pub seconds: f64,
+    /// What to do, when it did not pass.
+    pub hint: Option<String>,
+}
+
+/// RFC 9457 problem details with our stable code and the next step; also how an agent reports its own failure.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Problem {
+    #[serde(rename = "type")]
+    pub code: String,
+    pub title: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hint: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub causes: Vec<String>,
+}
+
+impl From<&Error> for Problem {
+    fn from(e: &Error) -> Self {
+        Self {
+            code: e.code().to_owned(),
+            title: e.message().to_owned(),
+            hint: e.next_step().map(str::to_owned),
+            causes: e.causes(),
+        }
+    }
+}
+
+impl Problem {
+    /// Back into an [`Error`] on the other side of the wire. The code is ours, so it is one of a bounded set; it is
+    /// kept in the text, since [`Error::code`] holds static names only.
+    pub fn into_error(self, kind: Kind) -> Error {
+        let mut error = Error::new(kind, "remote", self.title);
+        if let Some(hint) = self.hint {
+            error = error.hint(hint);
+        }
+        match self.causes.is_empty() {
+            true => error,
+            false => error.because(self.causes.join(": ")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_one_flat_object() {
+        let report = Report { number: 7, outcome: Outcome::Leaving };
+        assert_eq!(serde_json::to_string(&report).unwrap(), r#"{"number":7,"outcome":"leaving"}"#);
+    }
+
+    #[test]
+    fn a_password_does_not_reach_the_log() {
+        let order =
+            Order::Commission { bmc_user: Some(BmcUser { name: "rackline".into(), password: "s3cret".into() }) };
+        assert!(!format!("{order:?}").contains("s3cret"));
+    }
+}

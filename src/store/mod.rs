@@ -1,0 +1,1 @@
+//! Events, state, outbox, leases; SQLite embedded.

@@ -1,0 +1,1 @@
+//! How the bytes of an image reach a machine: sources of chunks.
