@@ -1,1 +1,3 @@
 //! The JSON face.
+
+pub mod view;

@@ -1,1 +1,118 @@
-//! Events, state, outbox, leases; SQLite embedded.
+//! What must survive a power cut: events, machine states, the outbox, leases, sealed secrets.
+//!
+//! SQLite is built in and needs no set-up: write-ahead log, and `synchronous = FULL`, so that what was committed is on
+//! the disk. Writers go through [`Db::write`], which takes the write lock at the start: a transaction that reads first and
+//! writes later would otherwise fail with "database is locked" as soon as another one writes in between.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
+use sqlx::{Any, AnyPool, Transaction};
+
+use crate::error::{Error, Kind, OrFail, Result};
+
+#[derive(Clone)]
+pub struct Db {
+    pool: AnyPool,
+}
+
+impl Db {
+    /// Opens the database in `dir` (made where missing) and brings its schema up to date.
+    pub async fn open(dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(dir)
+            .or_fail(Kind::Config, "store.open", || format!("cannot make the state directory {}", dir.display()))?;
+        Self::connect(&format!("sqlite://{}?mode=rwc", dir.join("rackline.db").display())).await
+    }
+
+    async fn connect(url: &str) -> Result<Self> {
+        sqlx::any::install_default_drivers();
+        let fail = || format!("cannot open the database {url}");
+        let options: AnyConnectOptions = url.parse().or_fail(Kind::Config, "store.open", fail)?;
+        let pool = AnyPoolOptions::new()
+            .max_connections(8)
+            .acquire_timeout(Duration::from_secs(10))
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    use sqlx::Executor;
+                    connection
+                        .execute(
+                            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 10000; \
+                             PRAGMA foreign_keys = ON",
+                        )
+                        .await
+                        .map(|_| ())
+                })
+            })
+            .connect_with(options)
+            .await
+            .or_fail(Kind::Config, "store.open", fail)?;
+        sqlx::migrate!("src/store/migrations/sqlite").run(&pool).await.map_err(|e| match e {
+            sqlx::migrate::MigrateError::VersionMissing(version) => Error::config(
+                "store.newer",
+                format!("the database has schema step {version}, which this release does not know"),
+            )
+            .hint("start the newer release again, or restore the backup made before the upgrade"),
+            other => Error::config("store.migrate", "the database schema cannot be brought up to date").because(other),
+        })?;
+        Ok(Self { pool })
+    }
+
+    /// For reading; each statement sees the last committed state.
+    pub fn read(&self) -> &AnyPool {
+        &self.pool
+    }
+
+    /// A transaction that holds the write lock from its start. Committed means on disk.
+    pub async fn write(&self) -> Result<Transaction<'static, Any>> {
+        self.pool.begin_with("BEGIN IMMEDIATE").await.or_fail(
+            Kind::Internal,
+            "store.write",
+            || "the database does not take writes",
+        )
+    }
+}
+
+/// A failed statement: ours or the disk's, never the caller's.
+pub fn failed(e: sqlx::Error) -> Error {
+    Error::internal("store.statement", "the database refused a statement")
+        .because(e)
+        .hint("is the disk full or read-only? see the log for the cause")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn opens_twice_and_keeps_what_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..2 {
+            let db = Db::open(dir.path()).await.unwrap();
+            let mut tx = db.write().await.unwrap();
+            sqlx::query("INSERT INTO secret (name, sealed) VALUES ($1, $2)")
+                .bind(format!("s{round}"))
+                .bind(vec![1u8])
+                .execute(&mut *tx)
+                .await
+                .unwrap();
+            tx.commit().await.unwrap();
+            let (count,): (i64,) = sqlx::query_as("SELECT COUNT(*) FROM secret").fetch_one(db.read()).await.unwrap();
+            assert_eq!(count, round + 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_newer_schema_is_refused_with_a_clear_sentence() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(dir.path()).await.unwrap();
+        sqlx::query(
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+             VALUES (9999, 'later', TRUE, X'00', 0)",
+        )
+        .execute(db.read())
+        .await
+        .unwrap();
+        assert_eq!(Db::open(dir.path()).await.err().unwrap().code(), "store.newer");
+    }
+}

@@ -1,0 +1,96 @@
+//! What the outside sees of a machine: the JSON of `/api/v1`, which command line, console and lab read alike.
+
+use serde::{Deserialize, Serialize};
+
+use crate::link::{Check, Measured, Problem, Progress};
+use crate::machine::{Firmware, Hostname, Inventory, MacAddr, MachineId, Place, Role, Serial, TargetRule};
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MachineList {
+    pub machines: Vec<MachineView>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MachineView {
+    pub id: MachineId,
+    pub name: String,
+    pub serial: Option<Serial>,
+    pub place: Option<Place>,
+    pub macs: Vec<MacAddr>,
+    pub firmware: Option<Firmware>,
+    /// `expected`, `seen`, `enlisted`, `commissioning`, `ready`, `allocated`, `deploying`, `verifying`, `delivered`,
+    /// `releasing`, `broken`, `retired`.
+    pub state: String,
+    /// When the state was entered, milliseconds since 1970.
+    pub since: i64,
+    /// Why the machine does not move on by itself right now.
+    pub waiting: Option<Waiting>,
+    pub progress: Option<Progress>,
+    pub role: Option<Role>,
+    pub hostname: Option<Hostname>,
+    pub address: Option<std::net::IpAddr>,
+    /// Only in `broken`.
+    pub problem: Option<Problem>,
+    pub times: Vec<StageTime>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub inventory: Option<Inventory>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub checks: Vec<Check>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub measured: Vec<Measured>,
+    /// The signed passport as it is handed out; only in `delivered`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub passport: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Waiting {
+    pub reason: String,
+    /// Milliseconds since 1970; past it the machine is stuck and says so.
+    pub deadline: Option<i64>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StageTime {
+    pub state: String,
+    pub seconds: f64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EventView {
+    pub sequence: u64,
+    /// Milliseconds since 1970.
+    pub at: i64,
+    pub kind: String,
+    /// One sentence.
+    pub text: String,
+    pub body: serde_json::Value,
+}
+
+/// `POST /api/v1/machines/{machine}/deploy`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeployRequest {
+    pub role: Role,
+    /// An image of the catalogue; the role's own name where absent.
+    #[serde(default)]
+    pub image: Option<String>,
+    /// The machine's name where absent.
+    #[serde(default)]
+    pub hostname: Option<Hostname>,
+    #[serde(default)]
+    pub target: TargetRule,
+    #[serde(default)]
+    pub ssh_keys: Vec<String>,
+    /// Time `dd` of as many bytes first, for the benchmark.
+    #[serde(default)]
+    pub compare_with_dd: bool,
+}
+
+/// `POST /api/v1/machines/{machine}/power`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PowerRequest {
+    /// `on`, `off`, `cycle`, `reset`, `soft`.
+    pub action: String,
+}
