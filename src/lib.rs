@@ -7,7 +7,6 @@ pub mod machine;
 pub mod link;
 pub mod ipmi;
 pub mod template;
-pub mod baseline;
 pub mod lifecycle;
 pub mod config;
 pub mod store;

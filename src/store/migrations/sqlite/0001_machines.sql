@@ -25,10 +25,6 @@ CREATE TABLE machine (
 );
 CREATE INDEX machine_wake ON machine (wake_at) WHERE wake_at IS NOT NULL;
 
-CREATE TABLE machine_mac (
-    mac     TEXT PRIMARY KEY,
-    machine TEXT NOT NULL REFERENCES machine (id)
-);
 
 -- What is to be done outside, written in the transaction that decided it; removed by the one that takes its result.
 CREATE TABLE outbox (

@@ -1,1 +1,0 @@
-//! Expectation, inventory and measurements in, findings out.

@@ -1,0 +1,262 @@
+//! The facts that come in, the actions that go out, and the refusal in between.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::link::{Mode, Outcome, Problem};
+use crate::machine::{ClientArch, Digest, Hostname, MacAddr, Place, Role, Serial, TargetRule};
+
+/// A fact, as a type. Stored as it is: a variant may gain fields with defaults, never lose or change one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The machine is on the list of expected machines.
+    Expected(Expectation),
+    /// It asked for an address.
+    Sighted(Sighting),
+    /// It was handed a boot script.
+    ScriptServed {
+        choice: String,
+    },
+    /// An agent runs on it and says who it is.
+    Hello {
+        mode: Mode,
+        boot_id: uuid::Uuid,
+        serial: Option<Serial>,
+        uuid: Option<uuid::Uuid>,
+        macs: Vec<MacAddr>,
+        agent_version: String,
+        address: Option<IpAddr>,
+        /// Added at the door: what was sighted at one of its MAC addresses.
+        arch: Option<ClientArch>,
+        /// Added at the door: its name from now on.
+        name: Option<String>,
+    },
+    /// The agent reports on the order with this number.
+    Reported {
+        number: u64,
+        outcome: Outcome,
+    },
+    /// It shall become a host.
+    Ordered(Order),
+    /// It shall be wiped and go back to the pool.
+    ReleaseRequested,
+    /// The cause is mended; try again from the start.
+    RetryRequested,
+    RetireRequested,
+    PowerRequested {
+        action: PowerAction,
+    },
+    /// The BMC did what was asked; `answer` is what it said.
+    BmcDone {
+        action: Action,
+        answer: serde_json::Value,
+    },
+    BmcFailed {
+        action: Action,
+        problem: Problem,
+    },
+    PassportSigned {
+        passport: serde_json::Value,
+    },
+    /// What it says of itself contradicts what is known: a serial number that another machine has, or not the expected one.
+    Misidentified {
+        problem: Problem,
+    },
+    /// The deadline has passed.
+    Due,
+}
+
+impl Event {
+    /// The stable name of the variant, as it stands in the store.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Event::Expected(_) => "expected",
+            Event::Sighted(_) => "sighted",
+            Event::ScriptServed { .. } => "script_served",
+            Event::Hello { .. } => "hello",
+            Event::Reported { .. } => "reported",
+            Event::Ordered(_) => "ordered",
+            Event::ReleaseRequested => "release_requested",
+            Event::RetryRequested => "retry_requested",
+            Event::RetireRequested => "retire_requested",
+            Event::PowerRequested { .. } => "power_requested",
+            Event::BmcDone { .. } => "bmc_done",
+            Event::BmcFailed { .. } => "bmc_failed",
+            Event::PassportSigned { .. } => "passport_signed",
+            Event::Misidentified { .. } => "misidentified",
+            Event::Due => "due",
+        }
+    }
+
+    /// One sentence for the timeline.
+    pub fn sentence(&self) -> String {
+        match self {
+            Event::Expected(e) => format!("expected{}", e.place.as_ref().map_or(String::new(), |p| format!(" in {p}"))),
+            Event::Sighted(s) => format!(
+                "{} asked for an address{}{}",
+                s.mac,
+                s.arch.map_or(String::new(), |a| format!(" ({})", a.firmware())),
+                s.address.map_or(String::new(), |a| format!(", has {a}")),
+            ),
+            Event::ScriptServed { choice } => format!("boots: {choice}"),
+            Event::Hello { mode: Mode::Ram, agent_version, .. } => format!("agent {agent_version} runs in RAM"),
+            Event::Hello { mode: Mode::Resident, agent_version, .. } => {
+                format!("agent {agent_version} runs on the installed system")
+            }
+            Event::Reported { outcome, .. } => outcome_sentence(outcome),
+            Event::Ordered(o) => format!("ordered as {} ({} {})", o.hostname, o.image_name, o.manifest.short()),
+            Event::ReleaseRequested => "release asked for".into(),
+            Event::RetryRequested => "retry asked for".into(),
+            Event::RetireRequested => "retirement asked for".into(),
+            Event::PowerRequested { action } => format!("power {action} asked for"),
+            Event::BmcDone { action, .. } => format!("BMC: {action} done"),
+            Event::BmcFailed { action, problem } => format!("BMC: {action} failed: {}", problem.title),
+            Event::PassportSigned { .. } => "passport signed".into(),
+            Event::Misidentified { problem } => problem.title.clone(),
+            Event::Due => "deadline passed".into(),
+        }
+    }
+}
+
+fn outcome_sentence(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Commissioned { inventory, .. } => format!(
+            "inventory: {} CPU, {} MiB of memory, {} disks, {} NICs",
+            inventory.cpus.len(),
+            inventory.memory.usable_bytes >> 20,
+            inventory.disks.len(),
+            inventory.nics.len()
+        ),
+        Outcome::TargetChosen { disk, serial, rule, .. } => {
+            format!("will write {disk} (serial {}, by rule {rule})", serial.as_ref().map_or("none", |s| s.as_str()))
+        }
+        Outcome::Deployed(d) => format!(
+            "wrote {} MiB to {} in {:.1} s, read {} MiB back",
+            d.written_bytes >> 20,
+            d.disk,
+            d.write_seconds,
+            d.read_back_bytes >> 20
+        ),
+        Outcome::Erased { disks, how } => format!("erased {} ({how})", disks.join(", ")),
+        Outcome::Checked { checks, .. } => {
+            format!("{} of {} checks passed", checks.iter().filter(|c| c.passed).count(), checks.len())
+        }
+        Outcome::Leaving => "leaves as ordered".into(),
+        Outcome::Failed(problem) => format!("failed: {}", problem.title),
+    }
+}
+
+/// A row of the list of expected machines.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Expectation {
+    pub name: String,
+    pub serial: Serial,
+    pub mac: Option<MacAddr>,
+    pub place: Option<Place>,
+    pub bmc: Option<BmcAccount>,
+}
+
+/// The way in to a BMC. The password is in the sealed store, under the machine's id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BmcAccount {
+    pub address: SocketAddr,
+    pub user: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sighting {
+    pub mac: MacAddr,
+    pub uuid: Option<uuid::Uuid>,
+    pub arch: Option<ClientArch>,
+    pub address: Option<IpAddr>,
+    /// The firmware asked: a boot has begun. Otherwise a system that runs already.
+    pub boots: bool,
+}
+
+/// What a machine is to become. Complete when it is accepted: nothing is looked up later.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    pub role: Role,
+    pub image_name: String,
+    pub manifest: Digest,
+    pub hostname: Hostname,
+    pub target: TargetRule,
+    pub ssh_keys: Vec<String>,
+    pub compare_with_dd: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PowerAction {
+    On,
+    Off,
+    Cycle,
+    Reset,
+    Soft,
+}
+
+impl std::fmt::Display for PowerAction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            PowerAction::On => "on",
+            PowerAction::Off => "off",
+            PowerAction::Cycle => "cycle",
+            PowerAction::Reset => "reset",
+            PowerAction::Soft => "soft",
+        })
+    }
+}
+
+impl std::str::FromStr for PowerAction {
+    type Err = crate::error::Error;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        [Self::On, Self::Off, Self::Cycle, Self::Reset, Self::Soft].into_iter().find(|a| a.to_string() == s).ok_or_else(
+            || {
+                crate::error::Error::input("power.unknown", format!("there is no power action {s:?}"))
+                    .hint("use on, off, cycle, reset or soft")
+            },
+        )
+    }
+}
+
+/// What is to be done outside. Each is idempotent or looked at before it is repeated (`still_wanted`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum Action {
+    /// Boot device network for the next boot, then on, or a cycle where it is on.
+    NetworkBoot,
+    Power {
+        power: PowerAction,
+    },
+    SignPassport,
+}
+
+impl std::fmt::Display for Action {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Action::NetworkBoot => f.write_str("boot from the network"),
+            Action::Power { power } => write!(f, "power {power}"),
+            Action::SignPassport => f.write_str("sign the passport"),
+        }
+    }
+}
+
+/// An event that is not welcome in this state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// The state does not allow it; the sentence is for the operator.
+    State(String),
+    /// It speaks of an order that is no longer the current one: ask again.
+    Stale,
+    /// True, and of no consequence: nothing is stored.
+    Nothing,
+}
+
+impl Refused {
+    pub fn state(why: impl Into<String>) -> Self {
+        Self::State(why.into())
+    }
+}

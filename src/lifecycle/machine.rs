@@ -1,0 +1,192 @@
+//! Everything the rules know of one machine.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::event::{BmcAccount, Order};
+use super::passport::PassingChecks;
+use crate::link::{Check, Deployed, Measured, Mode, Problem};
+use crate::machine::{ClientArch, Disk, Inventory, MacAddr, MachineId, Place, Serial};
+
+/// Milliseconds since 1970, UTC.
+pub type Millis = i64;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    pub id: MachineId,
+    pub name: String,
+    pub serial: Option<Serial>,
+    pub uuid: Option<uuid::Uuid>,
+    pub macs: BTreeSet<MacAddr>,
+    pub place: Option<Place>,
+    /// On the list of expected machines.
+    pub expected: bool,
+    pub bmc: Option<BmcAccount>,
+    pub arch: Option<ClientArch>,
+    pub address: Option<IpAddr>,
+    pub agent: Option<AgentSeen>,
+    pub inventory: Option<Arc<Inventory>>,
+    pub measured: Vec<Measured>,
+    pub order: Option<Order>,
+    /// The disk that this deployment writes, once it is chosen.
+    pub target: Option<String>,
+    pub deployed: Option<Deployed>,
+    pub checks: Vec<Check>,
+    pub state: State,
+    pub entered: Millis,
+    /// Past it the machine is stuck in this state.
+    pub deadline: Option<Millis>,
+    /// Rungs of the ladder used up in this state.
+    pub attempts: u32,
+    /// Network boots begun in this state.
+    pub boots: u32,
+    pub last_sighted: Option<Millis>,
+    /// Time spent in each state since the last release, in order.
+    pub times: Vec<StageTime>,
+    /// Events so far.
+    pub sequence: u64,
+    /// The number of the agent's current order: the sequence at which the task last changed.
+    pub number: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum State {
+    /// On the list, never seen.
+    Expected,
+    Seen,
+    Enlisted,
+    Commissioning,
+    Ready,
+    Allocated,
+    Deploying,
+    Verifying,
+    /// Cannot be made without a set of checks that passed.
+    Delivered {
+        checks: PassingChecks,
+        passport: serde_json::Value,
+    },
+    Releasing,
+    /// Kept out of use; knows what is wrong and in which stage it happened.
+    Broken {
+        problem: Problem,
+        stage: String,
+    },
+    Retired,
+}
+
+impl State {
+    pub fn name(&self) -> &'static str {
+        match self {
+            State::Expected => "expected",
+            State::Seen => "seen",
+            State::Enlisted => "enlisted",
+            State::Commissioning => "commissioning",
+            State::Ready => "ready",
+            State::Allocated => "allocated",
+            State::Deploying => "deploying",
+            State::Verifying => "verifying",
+            State::Delivered { .. } => "delivered",
+            State::Releasing => "releasing",
+            State::Broken { .. } => "broken",
+            State::Retired => "retired",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AgentSeen {
+    pub mode: Mode,
+    pub boot_id: uuid::Uuid,
+    pub version: String,
+    pub at: Millis,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StageTime {
+    pub state: String,
+    pub millis: Millis,
+}
+
+/// Why a machine does not move on by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    pub reason: String,
+    pub deadline: Option<Millis>,
+}
+
+impl Machine {
+    /// A machine of which nothing is known but its name.
+    pub fn new(id: MachineId, name: String, now: Millis, state: State) -> Self {
+        Self {
+            id,
+            name,
+            serial: None,
+            uuid: None,
+            macs: BTreeSet::new(),
+            place: None,
+            expected: false,
+            bmc: None,
+            arch: None,
+            address: None,
+            agent: None,
+            inventory: None,
+            measured: Vec::new(),
+            order: None,
+            target: None,
+            deployed: None,
+            checks: Vec::new(),
+            state,
+            entered: now,
+            deadline: None,
+            attempts: 0,
+            boots: 0,
+            last_sighted: None,
+            times: Vec::new(),
+            sequence: 0,
+            number: 0,
+        }
+    }
+
+    /// When the engine has to look again by itself.
+    pub fn wake_at(&self) -> Option<Millis> {
+        self.deadline
+    }
+
+    pub fn agent_mode(&self) -> Option<Mode> {
+        self.agent.as_ref().map(|a| a.mode)
+    }
+
+    /// The disk of the inventory that was written.
+    pub fn target_disk(&self) -> Option<&Disk> {
+        let name = self.target.as_ref()?;
+        self.inventory.as_ref()?.disks.iter().find(|d| &d.name == name)
+    }
+
+    /// `None` where the machine moves or rests as it should.
+    pub fn waiting(&self) -> Option<Waiting> {
+        let here = |reason: &str| Some(Waiting { reason: reason.to_owned(), deadline: self.deadline });
+        match (&self.state, self.agent_mode()) {
+            (State::Expected, _) if self.deadline.is_none() => here("not powered on yet"),
+            (State::Expected, _) => here("powered on; no DHCP request yet"),
+            (State::Seen, _) => here("booting; the agent has not reported yet"),
+            (State::Enlisted | State::Commissioning, _) => here("the agent takes the inventory and measures"),
+            (State::Ready | State::Allocated, _) if self.order.is_none() => here("ready for an order"),
+            (State::Ready | State::Allocated, _) => here("about to be deployed"),
+            (State::Deploying, _) if self.target.is_none() => here("the agent has not chosen the disk yet"),
+            (State::Deploying, _) => here("the image is being written"),
+            (State::Verifying, Some(Mode::Resident)) if self.checks.is_empty() => here("delivery checks run"),
+            (State::Verifying, Some(Mode::Resident)) => here("the passport is being signed"),
+            (State::Verifying, _) => here("booting from its own disk"),
+            (State::Releasing, Some(Mode::Ram)) => here("the disks are being erased"),
+            (State::Releasing, _) => here("booting from the network to be erased"),
+            (State::Broken { problem, .. }, _) => {
+                here(problem.hint.as_deref().unwrap_or("mend the cause, then `rackline machine retry`"))
+            }
+            (State::Delivered { .. } | State::Retired, _) => None,
+        }
+    }
+}

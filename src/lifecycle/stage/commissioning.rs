@@ -1,0 +1,31 @@
+//! The agent takes the inventory and measures.
+
+use std::sync::Arc;
+
+use super::super::Turn;
+use super::super::event::{Event, Refused};
+use super::super::machine::State;
+use super::{COMMISSION, climb, problem, ready, unwelcome};
+use crate::link::Outcome;
+
+pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
+    match event {
+        Event::Ordered(order) => turn.machine.order = Some(order.clone()),
+        Event::Reported { outcome: Outcome::Commissioned { inventory, measured, .. }, .. } => {
+            turn.machine.inventory = Some(Arc::new(inventory.as_ref().clone()));
+            turn.machine.measured.clone_from(measured);
+            turn.enter(State::Ready);
+            ready::start_if_ordered(turn);
+        }
+        Event::Due => {
+            let end = problem(
+                "commission.silent",
+                "the agent does not finish the inventory",
+                "look at its console for a device that hangs; then `rackline machine retry`",
+            );
+            return climb(turn, COMMISSION, end);
+        }
+        other => return unwelcome(turn, other),
+    }
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! One file per stage. Each says which facts are welcome there and what follows; [`anywhere`] holds what is the same in
+//! every stage, and the ladder that a machine climbs when a deadline passes.
+
+pub mod broken;
+pub mod commissioning;
+pub mod delivered;
+pub mod deploying;
+pub mod expected;
+pub mod ready;
+pub mod releasing;
+pub mod seen;
+pub mod verifying;
+
+use super::event::{Action, Event, PowerAction, Refused, Sighting};
+use super::machine::{AgentSeen, Millis, State};
+use super::{BootChoice, Turn, boot_choice};
+use crate::link::{Outcome, Problem};
+
+const SECOND: Millis = 1_000;
+const MINUTE: Millis = 60 * SECOND;
+
+/// From power-on to the first DHCP request: memory training of a large server takes minutes.
+pub const POST: Millis = 10 * MINUTE;
+/// From the first DHCP request to the agent's hello.
+pub const AGENT_BOOT: Millis = 5 * MINUTE;
+/// Inventory and short measurements.
+pub const COMMISSION: Millis = 10 * MINUTE;
+/// From the order to the chosen disk, with an agent that waits for orders.
+pub const PICK_UP: Millis = 2 * MINUTE;
+/// Writing and reading back an image.
+pub const DEPLOY: Millis = 60 * MINUTE;
+/// From the reboot to the resident agent's hello, and from there to the last check.
+pub const VERIFY: Millis = 20 * MINUTE;
+/// Erasing all disks.
+pub const ERASE: Millis = 60 * MINUTE;
+
+/// Network boots in one state, after which the machine is held instead of rebooted for ever.
+const BOOTS_IN_ONE_STATE: u32 = 6;
+/// Requests of ROM and boot loader this close together belong to one boot.
+const ONE_BOOT: Millis = 20 * SECOND;
+/// Times the ladder power-cycles a machine in one state.
+const RUNGS: u32 = 2;
+
+fn problem(code: &str, title: impl Into<String>, hint: impl Into<String>) -> Problem {
+    Problem { code: code.into(), title: title.into(), hint: Some(hint.into()), causes: Vec::new() }
+}
+
+/// What is the same in every stage. `true`: done with, the stage is not asked.
+pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
+    match event {
+        Event::Sighted(sighting) => return sighted(turn, sighting),
+        Event::Hello { mode, boot_id, agent_version, address, macs, uuid, serial, arch, name } => {
+            let machine = &mut turn.machine;
+            let known = machine.agent.as_ref().is_some_and(|a| a.boot_id == *boot_id && a.mode == *mode);
+            if known && !matches!(machine.state, State::Expected | State::Seen) {
+                return Err(Refused::Nothing);
+            }
+            machine.agent =
+                Some(AgentSeen { mode: *mode, boot_id: *boot_id, version: agent_version.clone(), at: turn.now });
+            machine.macs.extend(macs.iter().copied());
+            machine.address = address.or(machine.address);
+            machine.arch = arch.or(machine.arch);
+            if let Some(name) = name {
+                machine.name.clone_from(name);
+            }
+            machine.uuid = uuid.or(machine.uuid);
+            if machine.serial.is_none() {
+                machine.serial.clone_from(serial);
+            }
+        }
+        Event::Reported { number, .. } if *number != turn.machine.number => return Err(Refused::Stale),
+        Event::Reported { outcome: Outcome::Leaving, .. } => return Ok(true),
+        Event::ScriptServed { .. } | Event::BmcDone { .. } => return Ok(true),
+        Event::BmcFailed { action, problem } => return Ok(bmc_failed(turn, action, problem)),
+        Event::Expected(e) => {
+            let machine = &mut turn.machine;
+            machine.expected = true;
+            machine.name.clone_from(&e.name);
+            machine.serial = Some(e.serial.clone());
+            machine.macs.extend(e.mac);
+            machine.place.clone_from(&e.place);
+            if e.bmc.is_some() {
+                machine.bmc.clone_from(&e.bmc);
+            }
+            return Ok(true);
+        }
+        Event::PowerRequested { action } => return power(turn, *action),
+        Event::RetireRequested => {
+            if matches!(turn.machine.state, State::Delivered { .. } | State::Deploying | State::Verifying) {
+                return Err(Refused::state("a machine in use is released before it is retired"));
+            }
+            turn.enter(State::Retired);
+            return Ok(true);
+        }
+        Event::Misidentified { problem } => {
+            turn.broken(problem.clone());
+            return Ok(true);
+        }
+        Event::Due if turn.machine.deadline.is_none_or(|at| turn.now < at) => return Err(Refused::Nothing),
+        Event::Reported { outcome: Outcome::Failed(problem), .. } => {
+            turn.broken(problem.clone());
+            return Ok(true);
+        }
+        _ => {}
+    }
+    Ok(false)
+}
+
+fn sighted(turn: &mut Turn, sighting: &Sighting) -> Result<bool, Refused> {
+    let now = turn.now;
+    let machine = &mut turn.machine;
+    // A boot asks for an address more than once: the ROM, then iPXE.
+    let boot = sighting.boots && machine.last_sighted.is_none_or(|at| now - at > ONE_BOOT);
+    let new = boot
+        || machine.address != sighting.address
+        || !machine.macs.contains(&sighting.mac)
+        || machine.state == State::Expected;
+    if !new {
+        return Err(Refused::Nothing);
+    }
+    machine.macs.insert(sighting.mac);
+    machine.uuid = sighting.uuid.or(machine.uuid);
+    machine.arch = sighting.arch.or(machine.arch);
+    machine.address = sighting.address.or(machine.address);
+    if boot {
+        machine.last_sighted = Some(now);
+        machine.boots += 1;
+        machine.agent = None;
+        if machine.boots > BOOTS_IN_ONE_STATE && matches!(boot_choice(machine), BootChoice::Agent) {
+            let boots = machine.boots;
+            turn.broken(problem(
+                "boot.loop",
+                format!("booted from the network {boots} times without moving on"),
+                "look at its console; `rackline machine events` shows how far each boot came",
+            ));
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// A failed BMC call matters where the machine waits for its effect; else it is told and that is all.
+fn bmc_failed(turn: &mut Turn, action: &Action, cause: &Problem) -> bool {
+    let waits = match turn.machine.state {
+        State::Expected | State::Releasing => true,
+        State::Delivered { .. } | State::Retired | State::Broken { .. } => false,
+        _ => *action == Action::NetworkBoot && turn.machine.attempts > 0,
+    };
+    if waits {
+        let mut cause = cause.clone();
+        cause.title = format!("the BMC did not {action}: {}", cause.title);
+        turn.broken(cause);
+    }
+    true
+}
+
+fn power(turn: &mut Turn, action: PowerAction) -> Result<bool, Refused> {
+    if turn.machine.bmc.is_none() {
+        return Err(Refused::state("its BMC is not known: import it with the expected machines, or power it by hand"));
+    }
+    let wants_agent = matches!(boot_choice(&turn.machine), BootChoice::Agent);
+    match action {
+        PowerAction::On | PowerAction::Cycle | PowerAction::Reset if wants_agent => {
+            turn.act(Action::NetworkBoot);
+            if turn.machine.state == State::Expected {
+                turn.expect_within(POST);
+            }
+        }
+        _ => turn.act(Action::Power { power: action }),
+    }
+    Ok(true)
+}
+
+/// A deadline has passed: the next rung, or the end of the ladder with the cause by its name.
+fn climb(turn: &mut Turn, wait: Millis, end: Problem) -> Result<(), Refused> {
+    if turn.machine.bmc.is_some() && turn.machine.attempts < RUNGS {
+        turn.machine.attempts += 1;
+        turn.act(Action::NetworkBoot);
+        turn.expect_within(wait);
+    } else {
+        turn.broken(end);
+    }
+    Ok(())
+}
+
+/// The answer to a fact that this stage does not want.
+fn unwelcome(turn: &Turn, event: &Event) -> Result<(), Refused> {
+    let state = turn.machine.state.name();
+    match event {
+        Event::Sighted(_) | Event::Hello { .. } => Ok(()),
+        Event::Due => Err(Refused::Nothing),
+        Event::Reported { .. } => Err(Refused::Stale),
+        Event::Ordered(_) => Err(Refused::state(format!("it is {state}: release it first"))),
+        Event::ReleaseRequested => Err(Refused::state(format!("it is {state}: there is nothing to release"))),
+        Event::RetryRequested => Err(Refused::state(format!("it is {state}, not broken: there is nothing to retry"))),
+        other => Err(Refused::state(format!("{} does not fit a machine that is {state}", other.kind()))),
+    }
+}

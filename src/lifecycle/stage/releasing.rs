@@ -1,0 +1,32 @@
+//! Back to the pool: the network boot brings the agent, which erases the disks.
+
+use super::super::Turn;
+use super::super::event::{Event, Refused};
+use super::super::machine::State;
+use super::{AGENT_BOOT, ERASE, POST, climb, problem, ready, unwelcome};
+use crate::link::{Mode, Outcome};
+
+pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
+    match event {
+        Event::Ordered(order) => turn.machine.order = Some(order.clone()),
+        Event::Hello { mode: Mode::Ram, .. } => turn.expect_within(ERASE),
+        Event::Reported { outcome: Outcome::Erased { .. }, .. } => {
+            turn.machine.target = None;
+            turn.machine.deployed = None;
+            turn.machine.checks.clear();
+            turn.enter(State::Ready);
+            turn.machine.times.clear();
+            ready::start_if_ordered(turn);
+        }
+        Event::Due => {
+            let end = problem(
+                "release.silent",
+                "the agent does not finish erasing the disks",
+                "look at its console; then `rackline machine retry`: the disks may still hold data",
+            );
+            return climb(turn, POST + AGENT_BOOT, end);
+        }
+        other => return unwelcome(turn, other),
+    }
+    Ok(())
+}

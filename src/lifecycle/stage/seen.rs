@@ -1,0 +1,29 @@
+//! It asked for an address; which machine it is, the agent will say.
+
+use super::super::Turn;
+use super::super::event::{Event, Refused};
+use super::super::machine::State;
+use super::{AGENT_BOOT, COMMISSION, climb, problem, unwelcome};
+use crate::link::Mode;
+
+pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
+    match event {
+        Event::Ordered(order) => turn.machine.order = Some(order.clone()),
+        Event::Hello { mode: Mode::Ram, .. } => {
+            turn.enter(State::Enlisted);
+            turn.enter(State::Commissioning);
+            turn.expect_within(COMMISSION);
+        }
+        Event::Sighted(sighting) if sighting.boots => turn.expect_within(AGENT_BOOT),
+        Event::Due => {
+            let end = problem(
+                "boot.no-agent",
+                "it has an address, but the agent never reported",
+                "look at its console: boot file fetched and no kernel means Secure Boot or a NIC without driver",
+            );
+            return climb(turn, AGENT_BOOT, end);
+        }
+        other => return unwelcome(turn, other),
+    }
+    Ok(())
+}

@@ -1,0 +1,46 @@
+//! Booted from its own disk: the resident agent runs the delivery checks, and the passport is signed.
+
+use super::super::Turn;
+use super::super::event::{Action, Event, PowerAction, Refused};
+use super::super::machine::State;
+use super::super::passport::PassingChecks;
+use super::{RUNGS, VERIFY, problem, unwelcome};
+use crate::link::{Mode, Outcome};
+
+pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
+    match event {
+        Event::Hello { mode: Mode::Resident, .. } => turn.expect_within(VERIFY),
+        Event::Reported { outcome: Outcome::Checked { checks, measured }, .. } => {
+            let Some(role) = turn.machine.order.as_ref().map(|o| o.role) else {
+                return Err(Refused::state("there is no order to verify"));
+            };
+            turn.machine.checks.clone_from(checks);
+            turn.machine.measured.extend(measured.iter().cloned());
+            match PassingChecks::of(role, checks) {
+                Ok(_) => turn.act(Action::SignPassport),
+                Err(cause) => turn.broken(cause),
+            }
+        }
+        Event::PassportSigned { passport } => {
+            let role = turn.machine.order.as_ref().map(|o| o.role);
+            let checks = role.map(|role| PassingChecks::of(role, &turn.machine.checks));
+            match checks {
+                Some(Ok(checks)) => turn.enter(State::Delivered { checks, passport: passport.clone() }),
+                Some(Err(cause)) => turn.broken(cause),
+                None => return Err(Refused::state("there is no order to deliver")),
+            }
+        }
+        Event::Due if turn.machine.bmc.is_some() && turn.machine.attempts < RUNGS => {
+            turn.machine.attempts += 1;
+            turn.act(Action::Power { power: PowerAction::Cycle });
+            turn.expect_within(VERIFY);
+        }
+        Event::Due => turn.broken(problem(
+            "verify.silent",
+            "the installed system does not report",
+            "look at its console: boot order, boot loader, network of the installed system; then `rackline machine retry`",
+        )),
+        other => return unwelcome(turn, other),
+    }
+    Ok(())
+}

@@ -1,0 +1,306 @@
+//! The rules told as conversations, and three properties over generated ones: every pair is answered, a replay gives the
+//! same machine, and nothing is delivered without its checks.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::link::{Check, Deployed, Measured, Outcome, Problem};
+use crate::machine::{
+    ClientArch, Digest, Disk, Firmware, Inventory, MacAddr, MachineId, Memory, Role, Serial, System, TargetRule,
+};
+
+const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
+
+fn born() -> Machine {
+    Machine::new(MachineId(uuid::Uuid::nil()), "m1".into(), 0, State::Expected)
+}
+
+fn expectation(bmc: bool) -> Event {
+    Event::Expected(Expectation {
+        name: "m1".into(),
+        serial: Serial::parse("7XK2M13").unwrap(),
+        mac: Some(MAC),
+        place: None,
+        bmc: bmc.then(|| BmcAccount { address: "10.77.1.1:623".parse().unwrap(), user: "admin".into() }),
+    })
+}
+
+fn sighted(boots: bool) -> Event {
+    let arch = Some(ClientArch::UefiX64);
+    Event::Sighted(Sighting { mac: MAC, uuid: None, arch, address: "10.77.2.1".parse().ok(), boots })
+}
+
+fn hello(mode: Mode, boot: u128) -> Event {
+    Event::Hello {
+        mode,
+        boot_id: uuid::Uuid::from_u128(boot),
+        serial: Serial::parse("7XK2M13"),
+        uuid: None,
+        macs: vec![MAC],
+        agent_version: "0.1.0".into(),
+        address: None,
+        arch: None,
+        name: None,
+    }
+}
+
+fn order(role: Role) -> Event {
+    Event::Ordered(Order {
+        role,
+        image_name: "kvm 1".into(),
+        manifest: Digest([1; 32]),
+        hostname: "m1".parse().unwrap(),
+        target: TargetRule::SmallestSsd,
+        ssh_keys: vec![],
+        compare_with_dd: false,
+    })
+}
+
+fn inventory() -> Inventory {
+    Inventory {
+        system: System::default(),
+        firmware: Firmware::Uefi,
+        cpus: vec![],
+        memory: Memory::default(),
+        disks: vec![Disk {
+            name: "vda".into(),
+            model: None,
+            serial: Serial::parse("DSK1"),
+            wwn: None,
+            size_bytes: 10 << 30,
+            rotational: false,
+            removable: false,
+            read_only: false,
+            transport: "virtio".into(),
+            firmware: None,
+        }],
+        nics: vec![],
+        bmc: None,
+        kernel: "6.1".into(),
+    }
+}
+
+fn commissioned() -> Outcome {
+    let measured = vec![Measured { name: "cpu.blake3".into(), value: 1.0, unit: "MB/s".into() }];
+    Outcome::Commissioned { inventory: Box::new(inventory()), measured, bmc_user_made: false }
+}
+
+fn deployed(digest: u8) -> Outcome {
+    Outcome::Deployed(Box::new(Deployed {
+        manifest: Digest([digest; 32]),
+        disk: "vda".into(),
+        serial: Serial::parse("DSK1"),
+        written_bytes: 1,
+        fetched_bytes: 1,
+        write_seconds: 1.0,
+        read_back_bytes: 1,
+        read_back_seconds: 1.0,
+        dd_bytes_per_second: None,
+    }))
+}
+
+fn checked(role: Role, failing: Option<&str>) -> Outcome {
+    let checks = passport::HOST_CHECKS.iter().chain(passport::role_checks(role)).map(|id| Check {
+        id: (*id).to_owned(),
+        passed: Some(*id) != failing,
+        expected: "yes".into(),
+        found: "no".into(),
+        seconds: 0.1,
+        hint: None,
+    });
+    Outcome::Checked { checks: checks.collect(), measured: vec![] }
+}
+
+/// Runs a conversation, one second between facts; reports carry the current number.
+struct Talk {
+    machine: Machine,
+    now: Millis,
+    actions: Vec<Action>,
+    accepted: Vec<(Millis, Event)>,
+}
+
+impl Talk {
+    fn new() -> Self {
+        Self { machine: born(), now: 0, actions: vec![], accepted: vec![] }
+    }
+
+    fn tell(&mut self, event: Event) -> Result<(), Refused> {
+        self.now += 1000;
+        let step = decide(self.now, &self.machine, &event)?;
+        self.machine = step.machine;
+        self.actions.extend(step.actions);
+        self.accepted.push((self.now, event));
+        Ok(())
+    }
+
+    fn report(&mut self, outcome: Outcome) -> Result<(), Refused> {
+        let number = self.machine.number;
+        self.tell(Event::Reported { number, outcome })
+    }
+
+    fn until_verifying(role: Role) -> Self {
+        let mut talk = Self::new();
+        for event in [expectation(true), order(role), sighted(true), hello(Mode::Ram, 1)] {
+            talk.tell(event).unwrap();
+        }
+        talk.report(commissioned()).unwrap();
+        talk.report(deployed(1)).unwrap();
+        talk
+    }
+}
+
+#[test]
+fn from_the_list_to_the_passport_in_one_network_boot() {
+    let mut talk = Talk::new();
+    talk.tell(expectation(true)).unwrap();
+    talk.tell(order(Role::Kvm)).unwrap();
+    talk.tell(Event::PowerRequested { action: PowerAction::On }).unwrap();
+    assert_eq!(talk.actions, [Action::NetworkBoot]);
+    talk.tell(sighted(true)).unwrap();
+    talk.tell(hello(Mode::Ram, 1)).unwrap();
+    assert_eq!(task(&talk.machine, Mode::Ram), Task::Commission);
+    talk.report(commissioned()).unwrap();
+    assert_eq!(task(&talk.machine, Mode::Ram), Task::Deploy);
+    talk.report(deployed(1)).unwrap();
+    assert!(matches!(task(&talk.machine, Mode::Ram), Task::Reboot { .. }));
+    assert_eq!(boot_choice(&talk.machine), BootChoice::LocalDisk);
+    talk.now += 30_000;
+    talk.tell(sighted(true)).unwrap();
+    talk.tell(hello(Mode::Resident, 2)).unwrap();
+    assert_eq!(task(&talk.machine, Mode::Resident), Task::Verify);
+    talk.report(checked(Role::Kvm, None)).unwrap();
+    assert_eq!(talk.actions, [Action::NetworkBoot, Action::SignPassport]);
+    talk.tell(Event::PassportSigned { passport: serde_json::json!({}) }).unwrap();
+    assert!(matches!(talk.machine.state, State::Delivered { .. }));
+    assert_eq!(boot_choice(&talk.machine), BootChoice::LocalDisk);
+    let stages: Vec<&str> = talk.machine.times.iter().map(|t| t.state.as_str()).collect();
+    let way = ["expected", "seen", "enlisted", "commissioning", "ready", "allocated", "deploying", "verifying"];
+    assert_eq!(stages, way);
+}
+
+#[test]
+fn a_failed_or_missing_check_keeps_the_host_back_and_names_it() {
+    let mut talk = Talk::until_verifying(Role::Kvm);
+    talk.tell(hello(Mode::Resident, 2)).unwrap();
+    talk.report(checked(Role::Kvm, Some("kvm.guest"))).unwrap();
+    assert!(matches!(&talk.machine.state, State::Broken { problem, .. } if problem.title.contains("kvm.guest")));
+
+    let mut talk = Talk::until_verifying(Role::Kvm);
+    talk.tell(hello(Mode::Resident, 2)).unwrap();
+    talk.report(checked(Role::Docker, None)).unwrap();
+    assert!(matches!(&talk.machine.state, State::Broken { problem, .. } if problem.code == "check.missing"));
+    assert!(!talk.actions.contains(&Action::SignPassport));
+}
+
+#[test]
+fn a_report_on_an_old_order_changes_nothing() {
+    let mut talk = Talk::until_verifying(Role::Kvm);
+    assert_eq!(talk.tell(Event::Reported { number: 1, outcome: deployed(1) }), Err(Refused::Stale));
+    assert_eq!(talk.machine.state, State::Verifying);
+}
+
+#[test]
+fn a_machine_that_boots_for_ever_is_held_with_the_reason() {
+    let mut talk = Talk::new();
+    talk.tell(expectation(false)).unwrap();
+    for _ in 0..10 {
+        talk.now += 60_000;
+        let _ = talk.tell(sighted(true));
+    }
+    assert!(matches!(&talk.machine.state, State::Broken { problem, .. } if problem.code == "boot.loop"));
+    assert!(matches!(boot_choice(&talk.machine), BootChoice::Hold { .. }));
+}
+
+#[test]
+fn silence_climbs_the_ladder_and_ends_in_a_named_cause() {
+    let mut talk = Talk::new();
+    talk.tell(expectation(true)).unwrap();
+    talk.tell(Event::PowerRequested { action: PowerAction::On }).unwrap();
+    for _ in 0..3 {
+        talk.now = talk.machine.deadline.unwrap();
+        talk.tell(Event::Due).unwrap();
+    }
+    assert_eq!(talk.actions, [Action::NetworkBoot, Action::NetworkBoot, Action::NetworkBoot]);
+    assert!(matches!(&talk.machine.state, State::Broken { problem, .. } if problem.code == "boot.no-dhcp"));
+    talk.tell(Event::RetryRequested).unwrap();
+    assert_eq!(talk.machine.state, State::Expected);
+}
+
+#[test]
+fn a_release_erases_before_the_machine_is_ready_again() {
+    let mut talk = Talk::until_verifying(Role::Ovs);
+    talk.tell(hello(Mode::Resident, 2)).unwrap();
+    talk.report(checked(Role::Ovs, None)).unwrap();
+    talk.tell(Event::PassportSigned { passport: serde_json::json!({}) }).unwrap();
+    assert!(matches!(talk.tell(order(Role::Kvm)), Err(Refused::State(_))));
+    talk.tell(Event::ReleaseRequested).unwrap();
+    assert_eq!(boot_choice(&talk.machine), BootChoice::Agent);
+    talk.now += 30_000;
+    talk.tell(sighted(true)).unwrap();
+    talk.tell(hello(Mode::Ram, 3)).unwrap();
+    assert_eq!(task(&talk.machine, Mode::Ram), Task::Erase);
+    talk.report(Outcome::Erased { disks: vec!["vda".into()], how: "discard".into() }).unwrap();
+    assert_eq!(talk.machine.state, State::Ready);
+    assert!(talk.machine.order.is_none());
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let problem = Problem { code: "x".into(), title: "x".into(), hint: None, causes: vec![] };
+    let outcome = prop_oneof![
+        Just(commissioned()),
+        Just(deployed(1)),
+        Just(deployed(9)),
+        Just(checked(Role::Kvm, None)),
+        Just(checked(Role::Kvm, Some("host.units"))),
+        Just(Outcome::Leaving),
+        Just(Outcome::Erased { disks: vec![], how: "discard".into() }),
+        Just(Outcome::Failed(problem.clone())),
+    ];
+    prop_oneof![
+        any::<bool>().prop_map(expectation),
+        any::<bool>().prop_map(sighted),
+        (0..4u128).prop_map(|b| hello(Mode::Ram, b)),
+        (0..4u128).prop_map(|b| hello(Mode::Resident, b)),
+        // Number 0 is replaced by the current one, so that reports are often welcome.
+        outcome.prop_map(|outcome| Event::Reported { number: 0, outcome }),
+        Just(order(Role::Kvm)),
+        Just(Event::ReleaseRequested),
+        Just(Event::RetryRequested),
+        Just(Event::PowerRequested { action: PowerAction::On }),
+        Just(Event::BmcFailed { action: Action::NetworkBoot, problem }),
+        Just(Event::PassportSigned { passport: serde_json::json!({}) }),
+        Just(Event::Due),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_told(events in prop::collection::vec((any_event(), 1..700_000i64), 1..60)) {
+        let mut talk = Talk::new();
+        for (event, pause) in events {
+            talk.now += pause;
+            let event = match event {
+                Event::Reported { outcome, .. } => Event::Reported { number: talk.machine.number, outcome },
+                other => other,
+            };
+            let before = talk.machine.clone();
+            if talk.tell(event).is_err() {
+                prop_assert_eq!(&before, &talk.machine);
+            }
+            if let State::Delivered { .. } = talk.machine.state {
+                prop_assert!(passport::PassingChecks::of(Role::Kvm, &talk.machine.checks).is_ok());
+            }
+            // Whoever has to bring the next fact has a deadline or is a person.
+            let resting = matches!(
+                talk.machine.state,
+                State::Expected | State::Ready | State::Delivered { .. } | State::Broken { .. } | State::Retired
+            );
+            prop_assert!(resting || talk.machine.deadline.is_some() , "{:?}", talk.machine.state);
+        }
+        let mut again = born();
+        for (at, event) in &talk.accepted {
+            again = decide(*at, &again, event).unwrap().machine;
+        }
+        prop_assert_eq!(again, talk.machine);
+    }
+}
