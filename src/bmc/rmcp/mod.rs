@@ -1,0 +1,230 @@
+//! A session with a BMC over the network: RMCP+ of IPMI 2.0 (section 13), cipher suites 17 and 3.
+//!
+//! [`wire`] sends and waits, [`packet`] has the forms of the datagrams, [`crypto`] the keys, [`handshake`] makes a session
+//! and [`Session`] carries requests in it. Every answer within a session is checked: signature, session, sequence number
+//! not seen before, and the number of the very request. What does not pass is dropped without a word, so that late,
+//! doubled, forged and garbled datagrams cost nothing but the time to look at them.
+
+mod crypto;
+mod handshake;
+mod packet;
+mod wire;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+pub use crypto::Suite;
+use packet::Window;
+pub use wire::Pace;
+use wire::Wire;
+
+use super::Access;
+use crate::error::{Error, Result};
+use crate::ipmi::app::{CloseSession, Privilege, SetSessionPrivilege};
+use crate::ipmi::message::{lan_request, lan_response};
+use crate::ipmi::user::{NAME_MAX, PASSWORD_MAX};
+use crate::ipmi::{Ask, Fault, Request, Response};
+
+/// Between two tries of a command that the BMC was too busy for.
+const BUSY: Duration = Duration::from_millis(250);
+/// How long the farewell may take; a BMC that misses it ends the session by time-out.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// IPMI over LAN (IANA: asf-rmcp).
+pub const PORT: u16 = 623;
+
+/// How errors name a BMC.
+pub fn whose(address: SocketAddr) -> String {
+    match address.port() {
+        PORT => format!("BMC {}", address.ip()),
+        _ => format!("BMC {address}"),
+    }
+}
+
+fn unreachable(whose: &str, address: SocketAddr, waited: Duration, cause: Option<std::io::Error>) -> Error {
+    let error =
+        Error::unreachable("bmc.unreachable", format!("{whose} did not answer within {:.1} s", waited.as_secs_f64()))
+            .hint(format!("check the cable and the address: ping {}", address.ip()));
+    match cause {
+        Some(cause) => error.because(cause),
+        None => error,
+    }
+}
+
+/// How soon a request is sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeat {
+    Soon,
+    /// For what does harm when a slow BMC does it twice, such as a reset.
+    Late,
+}
+
+pub struct Session {
+    wire: Wire,
+    address: SocketAddr,
+    whose: String,
+    suite: Suite,
+    keys: crypto::Keys,
+    remote: u32,
+    local: u32,
+    sequence: u32,
+    window: Window,
+    /// Of the last request, 6 bits.
+    number: u8,
+    /// No call goes on past this, whatever it waits for.
+    deadline: Instant,
+    heard: bool,
+    last_used: Instant,
+}
+
+impl Session {
+    /// Logs in and takes the highest privilege that the user has.
+    pub async fn open(access: &Access, pace: Pace, known: Option<Suite>, deadline: Instant) -> Result<Self> {
+        let whose = whose(access.address);
+        if access.user.len() > NAME_MAX || access.password.expose().len() > PASSWORD_MAX {
+            let limits = format!("IPMI has user names up to {NAME_MAX} bytes and passwords up to {PASSWORD_MAX}");
+            return Err(Error::input("bmc.auth", format!("the credentials for {whose} are too long"))
+                .hint(format!("{limits}; give the BMC a user that keeps to them")));
+        }
+        let mut wire = Wire::connect(access.address, pace)
+            .await
+            .map_err(|e| unreachable(&whose, access.address, Duration::ZERO, Some(e)))?;
+        let made = handshake::open(&mut wire, access, &whose, known).await?;
+        let mut session = Self {
+            wire,
+            address: access.address,
+            whose,
+            suite: made.suite,
+            keys: made.keys,
+            remote: made.remote,
+            local: made.local,
+            sequence: 0,
+            window: Window::default(),
+            number: 0,
+            deadline,
+            heard: false,
+            last_used: Instant::now(),
+        };
+        session.raise().await?;
+        Ok(session)
+    }
+
+    /// Administrator, else Operator, which is enough for power and boot device.
+    async fn raise(&mut self) -> Result<()> {
+        if self.ask(&SetSessionPrivilege(Privilege::Administrator)).await?.is_ok() {
+            return Ok(());
+        }
+        match self.ask(&SetSessionPrivilege(Privilege::Operator)).await? {
+            Ok(_) => Ok(()),
+            Err(fault) => {
+                let why = fault.into_error(&self.whose);
+                Err(Error::refused("bmc.privilege", format!("the user has too few rights on {}", self.whose))
+                    .because(why)
+                    .hint("give the BMC user the privilege Administrator, or at least Operator"))
+            }
+        }
+    }
+
+    pub fn whose(&self) -> &str {
+        &self.whose
+    }
+
+    pub fn suite(&self) -> Suite {
+        self.suite
+    }
+
+    pub fn last_used(&self) -> Instant {
+        self.last_used
+    }
+
+    /// For the next command: its deadline, and nothing heard yet.
+    pub fn begin(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+        self.heard = false;
+    }
+
+    /// Whether the BMC has answered since [`Session::begin`]; if not, it may have dropped the session.
+    pub fn heard(&self) -> bool {
+        self.heard
+    }
+
+    /// The outer error is the network's, the inner one the BMC's.
+    pub async fn ask<A: Ask>(&mut self, ask: &A) -> Result<Result<A::Answer, Fault>> {
+        Ok(ask.settle(&self.exchange(&ask.request(), Repeat::Soon).await?))
+    }
+
+    /// One command; asked again while the BMC says that it is busy.
+    pub async fn exchange(&mut self, request: &Request, repeat: Repeat) -> Result<Response> {
+        loop {
+            let response = self.once(request, repeat).await?;
+            if !response.completion.is_passing() || Instant::now() + BUSY >= self.deadline {
+                return Ok(response);
+            }
+            sleep(BUSY).await;
+        }
+    }
+
+    async fn once(&mut self, request: &Request, repeat: Repeat) -> Result<Response> {
+        let pace = self.wire.pace();
+        let start = Instant::now();
+        if start >= self.deadline {
+            return Err(Error::unreachable(
+                "bmc.late",
+                format!("{} needed longer than the command was given", self.whose),
+            )
+            .hint("ask again; if this lasts, reset the BMC"));
+        }
+        let limit = self.deadline.min(start + pace.answer);
+        let first = match repeat {
+            Repeat::Soon => pace.first,
+            Repeat::Late => pace.first * 4,
+        };
+        let found = self.travel(request, first, limit).await;
+        self.last_used = Instant::now();
+        match found {
+            Some(response) => {
+                self.heard = true;
+                Ok(response)
+            }
+            None => Err(unreachable(&self.whose, self.address, start.elapsed(), self.wire.trouble())),
+        }
+    }
+
+    async fn travel(&mut self, request: &Request, first: Duration, limit: Instant) -> Option<Response> {
+        self.number = (self.number + 1) & 0x3f;
+        let (keys, remote, local, number) = (&self.keys, self.remote, self.local, self.number);
+        let (sequence, window) = (&mut self.sequence, &mut self.window);
+        let message = lan_request(request, number);
+        self.wire
+            .exchange(
+                first,
+                limit,
+                |_| {
+                    // Each sending has a number of its own; the BMC drops what it has seen (section 6.12.13).
+                    *sequence = sequence.wrapping_add(1).max(1);
+                    // The cipher fails on text that is not a multiple of the block, which this is. Nothing is sent then.
+                    packet::sealed(keys, remote, *sequence, &message).unwrap_or_default()
+                },
+                |packet| {
+                    let (sequence, message) = packet::unseal(keys, local, packet)?;
+                    if !window.accept(sequence) {
+                        return None;
+                    }
+                    let (seq, response) = lan_response(&message)?;
+                    let ours = seq == number && response.netfn == request.netfn | 1 && response.cmd == request.cmd;
+                    ours.then_some(response)
+                },
+            )
+            .await
+    }
+
+    /// Gives the session slot back to the BMC.
+    pub async fn close(mut self) {
+        let request = CloseSession(self.remote).request();
+        let limit = Instant::now() + FAREWELL;
+        if self.travel(&request, self.wire.pace().first.min(FAREWELL / 2), limit).await.is_none() {
+            tracing::debug!(bmc = %self.whose, "the BMC did not confirm the end of the session");
+        }
+    }
+}
