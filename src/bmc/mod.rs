@@ -22,7 +22,7 @@ pub use fleet::{Fleet, Settings};
 
 use crate::error::Result;
 use crate::ipmi::sensor::Level;
-use crate::machine::{Firmware, MacAddr, Secret};
+use crate::machine::{Firmware, MacAddr, PowerAction, Secret};
 
 /// How to reach and enter a BMC.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,20 +37,6 @@ pub struct Access {
 pub enum Power {
     On,
     Off,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PowerAction {
-    On,
-    /// At once, without asking the operating system.
-    Off,
-    /// Off and on again; on, where it is off.
-    Cycle,
-    /// Starts the firmware again without loss of power; on, where it is off.
-    Reset,
-    /// Asks the operating system to shut down.
-    Soft,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

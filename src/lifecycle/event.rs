@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::link::{Mode, Outcome, Problem};
-use crate::machine::{ClientArch, Digest, Hostname, MacAddr, Place, Role, Serial, TargetRule};
+use crate::machine::{ClientArch, Digest, Hostname, MacAddr, Place, PowerAction, Role, Serial, TargetRule};
 
 /// A fact, as a type. Stored as it is: a variant may gain fields with defaults, never lose or change one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -185,41 +185,6 @@ pub struct Order {
     pub target: TargetRule,
     pub ssh_keys: Vec<String>,
     pub compare_with_dd: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PowerAction {
-    On,
-    Off,
-    Cycle,
-    Reset,
-    Soft,
-}
-
-impl std::fmt::Display for PowerAction {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            PowerAction::On => "on",
-            PowerAction::Off => "off",
-            PowerAction::Cycle => "cycle",
-            PowerAction::Reset => "reset",
-            PowerAction::Soft => "soft",
-        })
-    }
-}
-
-impl std::str::FromStr for PowerAction {
-    type Err = crate::error::Error;
-
-    fn from_str(s: &str) -> Result<Self, Self::Err> {
-        [Self::On, Self::Off, Self::Cycle, Self::Reset, Self::Soft].into_iter().find(|a| a.to_string() == s).ok_or_else(
-            || {
-                crate::error::Error::input("power.unknown", format!("there is no power action {s:?}"))
-                    .hint("use on, off, cycle, reset or soft")
-            },
-        )
-    }
 }
 
 /// What is to be done outside. Each is idempotent or looked at before it is repeated (`still_wanted`).

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::link::{Check, Deployed, Measured, Outcome, Problem};
 use crate::machine::{
-    ClientArch, Digest, Disk, Firmware, Inventory, MacAddr, MachineId, Memory, Role, Serial, System, TargetRule,
+    ClientArch, Digest, Disk, Firmware, Inventory, MacAddr, MachineId, Memory, PowerAction, Role, Serial, System, TargetRule,
 };
 
 const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);

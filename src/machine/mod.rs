@@ -4,12 +4,14 @@
 
 pub mod id;
 pub mod inventory;
+pub mod power;
 pub mod secret;
 pub mod target;
 
 pub use id::{Digest, Hostname, MacAddr, MachineId, Serial};
 pub use inventory::{Cpu, Dimm, Disk, InBandBmc, Inventory, Memory, Nic, System};
 pub use secret::Secret;
+pub use power::PowerAction;
 pub use target::{TargetRule, select_target};
 
 use serde::{Deserialize, Serialize};

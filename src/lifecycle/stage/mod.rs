@@ -11,9 +11,10 @@ pub mod releasing;
 pub mod seen;
 pub mod verifying;
 
-use super::event::{Action, Event, PowerAction, Refused, Sighting};
+use super::event::{Action, Event, Refused, Sighting};
 use super::machine::{AgentSeen, Millis, State};
 use super::{BootChoice, Turn, boot_choice};
+use crate::machine::PowerAction;
 use crate::link::{Outcome, Problem};
 
 const SECOND: Millis = 1_000;
@@ -74,6 +75,8 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
         Event::BmcFailed { action, problem } => return Ok(bmc_failed(turn, action, problem)),
         Event::Expected(e) => {
             let machine = &mut turn.machine;
+            let known = machine.macs.len();
+            let before = (machine.expected, machine.name.clone(), machine.place.clone(), machine.bmc.clone());
             machine.expected = true;
             machine.name.clone_from(&e.name);
             machine.serial = Some(e.serial.clone());
@@ -82,7 +85,8 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
             if e.bmc.is_some() {
                 machine.bmc.clone_from(&e.bmc);
             }
-            return Ok(true);
+            let after = (machine.expected, machine.name.clone(), machine.place.clone(), machine.bmc.clone());
+            return if before == after && known == machine.macs.len() { Err(Refused::Nothing) } else { Ok(true) };
         }
         Event::PowerRequested { action } => return power(turn, *action),
         Event::RetireRequested => {

@@ -1,10 +1,11 @@
 //! Booted from its own disk: the resident agent runs the delivery checks, and the passport is signed.
 
 use super::super::Turn;
-use super::super::event::{Action, Event, PowerAction, Refused};
+use super::super::event::{Action, Event, Refused};
 use super::super::machine::State;
 use super::super::passport::PassingChecks;
 use super::{RUNGS, VERIFY, problem, unwelcome};
+use crate::machine::PowerAction;
 use crate::link::{Mode, Outcome};
 
 pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
