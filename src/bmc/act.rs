@@ -136,7 +136,9 @@ async fn watch_cycle<B: Bmc>(bmc: &mut B, limits: &Limits) -> Result<Outcome> {
 async fn set_boot<B: Bmc>(bmc: &mut B, wanted: BootOverride) -> Result<Answer> {
     let answer = |seen, acted, outcome| Ok(Answer::SetBoot { wanted, seen, acted, outcome });
     let before = bmc.boot().await?;
-    if before.is_some_and(|seen| differences(wanted, seen).is_empty()) {
+    // "Not valid" is as good as no override, but BMCs that never say "valid" follow the device all the same.
+    let so_already = |seen: BootSeen| seen.device == Some(wanted.device) && differences(wanted, seen).is_empty();
+    if before.is_some_and(so_already) {
         return answer(before, false, Outcome::Confirmed);
     }
     bmc.set_boot(wanted).await?;

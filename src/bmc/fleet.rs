@@ -268,18 +268,28 @@ impl Slot {
 async fn close_idle(fleet: Weak<Inner>) {
     loop {
         let Some(inner) = fleet.upgrade() else { return };
-        let due = {
+        let next = {
             let mut idle = lock(&inner.idle);
-            let Some(due) = idle.queue.pop_front() else {
-                idle.watched = false;
-                return;
-            };
-            due
+            let at = |due: &Due| due.used + inner.settings.idle;
+            match idle.queue.front().map(at) {
+                Some(at) if at > Instant::now() => Err(at),
+                Some(_) => Ok(idle.queue.pop_front()),
+                None => {
+                    idle.watched = false;
+                    return;
+                }
+            }
         };
-        let at = due.used + inner.settings.idle;
+        let due = match next {
+            Ok(due) => due,
+            Err(at) => {
+                drop(inner);
+                sleep_until(at).await;
+                continue;
+            }
+        };
+        let Some(due) = due else { continue };
         let slot = lock(&inner.slots).get(&due.address).cloned();
-        drop(inner);
-        sleep_until(at).await;
         // Whoever has the turn now puts the session back with a later time.
         let Some(Ok(mut slot)) = slot.map(Turn::try_lock_owned) else { continue };
         if slot.session.as_ref().is_some_and(|(session, _)| session.last_used() == due.used) {

@@ -8,7 +8,7 @@ use crate::ipmi::chassis::{self, BootFlags, Control, GetBootFlags, GetStatus, Id
 use crate::ipmi::lan::{Address, GetLan, Mac, Source};
 use crate::ipmi::sdr::{self, GetRepositoryInfo, RepositoryInfo, Walk, kind_name};
 use crate::ipmi::sensor::GetReading;
-use crate::ipmi::{Ask, Completion, Fault as Refusal};
+use crate::ipmi::{Ask, Completion};
 use crate::machine::Firmware;
 
 /// Sensors of one BMC that are read; a real server has 50 to 400.
@@ -104,9 +104,14 @@ impl Bmc for Ipmi<'_> {
     async fn boot(&mut self) -> Result<Option<BootSeen>> {
         match self.session.ask(&GetBootFlags).await? {
             Ok(flags) => Ok(Some(seen(flags))),
+            Err(fault) if fault.completion() == Some(Completion::INSUFFICIENT_PRIVILEGE) => {
+                Err(fault.into_error(self.session.whose()))
+            }
             // It may be able to set what it cannot get.
-            Err(Refusal::Refused { completion: Completion::INVALID_COMMAND | Completion(0x80), .. }) => Ok(None),
-            Err(fault) => Err(fault.into_error(self.session.whose())),
+            Err(fault) => {
+                tracing::debug!(bmc = self.session.whose(), ?fault, "boot flags not told");
+                Ok(None)
+            }
         }
     }
 

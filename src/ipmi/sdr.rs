@@ -49,6 +49,8 @@ pub struct Walk {
     asked: u8,
     /// Requests left: ends the walk over a list that runs in circles.
     budget: u16,
+    /// Cancelled reservations since the last whole record. Another reader cancels ours, and we cancel its.
+    cancelled: u8,
     done: bool,
 }
 
@@ -56,6 +58,7 @@ const HEADER: usize = 5;
 const PIECE: u8 = 56;
 const PIECE_MIN: u8 = 4;
 const BUDGET: u16 = 8192;
+const CANCELLED_MAX: u8 = 32;
 const LAST_RECORD: u16 = 0xffff;
 
 impl Walk {
@@ -68,6 +71,7 @@ impl Walk {
             piece: PIECE,
             asked: 0,
             budget: BUDGET,
+            cancelled: 0,
             done: false,
         }
     }
@@ -104,7 +108,8 @@ impl Walk {
         }
         match response.completion {
             Completion::OK => {}
-            Completion::RESERVATION_CANCELED => {
+            Completion::RESERVATION_CANCELED if self.cancelled < CANCELLED_MAX => {
+                self.cancelled += 1;
                 self.reservation = None;
                 self.buffer.clear();
                 return Ok(None);
@@ -139,6 +144,7 @@ impl Walk {
         }
         self.done = next == LAST_RECORD || next == self.record;
         self.record = next;
+        self.cancelled = 0;
         Ok(Some(std::mem::take(&mut self.buffer)))
     }
 

@@ -152,6 +152,22 @@ fn a_cancelled_reservation_starts_the_record_again() {
 }
 
 #[test]
+fn a_reservation_that_never_lasts_is_an_error() {
+    let mut walk = Walk::new(Source::Repository);
+    let outcome = loop {
+        let request = walk.request().unwrap();
+        let (completion, data) = match request.cmd {
+            0x22 => (Completion::OK, vec![1, 0]),
+            _ => (Completion::RESERVATION_CANCELED, vec![]),
+        };
+        if let Err(fault) = walk.answer(&Response { netfn: 11, cmd: request.cmd, completion, data }) {
+            break fault;
+        }
+    };
+    assert_eq!(outcome.completion(), Some(Completion::RESERVATION_CANCELED));
+}
+
+#[test]
 fn empty_endless_and_nonsensical_repositories_end() {
     let mut empty = Repository::new(255, 0);
     empty.records.clear();

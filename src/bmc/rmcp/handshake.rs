@@ -4,6 +4,7 @@
 //! each RAKP 1 it sees, so that an answer to an earlier one leads nowhere. Where BMC and console lose each other all the
 //! same (RAKP 3 refused although RAKP 2 proved the password), the set-up starts again.
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -62,8 +63,12 @@ impl Broken {
 
 /// Pause before a new try when all session slots are taken or the last set-up broke off.
 const AGAIN: Duration = Duration::from_millis(300);
-/// Set-ups after RAKP 3 was refused although the password was right.
+/// How often a set-up that broke off is begun again.
 const LOST_MAX: u32 = 4;
+/// How long RAKP 1 and RAKP 3 wait for their answers, in first waits, before the set-up is begun again: the BMC may not
+/// know the session (a forged or late Open Session answer), and many do not answer a second RAKP 3 when their answer to
+/// the first was lost.
+const STAGE: u32 = 5;
 /// Role byte: look the user up by name only, not by name and privilege together.
 const NAME_ONLY: u8 = 0x10;
 
@@ -114,11 +119,16 @@ async fn offered(wire: &mut Wire, limit: Instant) -> Option<Vec<Suite>> {
                 |_| sessionless(&request, list),
                 |packet| {
                     let (seq, response) = sessionless_response(packet)?;
-                    (seq == list && response.netfn == request.netfn | 1 && response.cmd == request.cmd)
-                        .then_some(response)
+                    (seq == list && response.netfn == request.netfn | 1 && response.cmd == request.cmd).then_some(Ok::<
+                        _,
+                        Infallible,
+                    >(
+                        response,
+                    ))
                 },
             )
-            .await?;
+            .await?
+            .ok()?;
         match ask.settle(&response) {
             Ok(part) => {
                 records.extend_from_slice(&part);
@@ -150,12 +160,12 @@ async fn attempt(
 
     let mut console_random = [0u8; 16];
     rand::fill(&mut console_random).map_err(|_| Broken::Crypto)?;
-    let answer = party.rakp1(wire, &console_random, limit).await?;
-    if !equal(&party.code2(&console_random, &answer), &answer.code) {
+    let answer = party.rakp1(wire, &console_random, limit).await;
+    if let Err(Broken::Password) = answer {
         // So that the BMC drops the half-open session now and not by time-out.
         wire.tell(&setup(Setup::Rakp3, &party.rakp3(0, 0x0f, &[]))).await;
-        return Err(Broken::Password);
     }
+    let answer = answer?;
     let session_key = suite.mac(party.password, &[&console_random, &answer.random, &party.who]);
     let check = suite.mac(&session_key, &[&console_random, &remote.to_le_bytes(), &answer.guid]);
     let check = check.get(..suite.check_length()).ok_or(Broken::Crypto)?;
@@ -222,24 +232,24 @@ struct Party<'a> {
     remote: u32,
 }
 
+/// What the BMC says of itself, once its code has shown that it knows the password.
 struct Rakp2 {
     random: [u8; 16],
     guid: [u8; 16],
-    code: Vec<u8>,
 }
 
 impl Party<'_> {
-    async fn rakp1(&self, wire: &mut Wire, random: &[u8; 16], limit: Instant) -> Result<Rakp2, Broken> {
+    async fn rakp1(&self, wire: &mut Wire, console_random: &[u8; 16], limit: Instant) -> Result<Rakp2, Broken> {
         let last = AtomicU8::new(0);
         let first = wire.pace().first;
         let found = wire.exchange(
             first,
-            limit,
+            limit.min(Instant::now() + first * STAGE),
             |tag| {
                 last.store(tag, Relaxed);
                 let mut payload = vec![tag, 0, 0, 0];
                 payload.extend(self.remote.to_le_bytes());
-                payload.extend(random);
+                payload.extend(console_random);
                 let (role, name) = self.who.split_at(1);
                 payload.extend(role);
                 payload.extend([0, 0]);
@@ -250,20 +260,23 @@ impl Party<'_> {
                 Some(match answer(setup_payload(packet, Setup::Rakp2)?, Some(last.load(Relaxed)), self.local)? {
                     Ok(mut fields) => {
                         let (random, guid) = (fields.array()?, fields.array()?);
-                        let code = fields.take(self.suite.code_length())?.to_vec();
-                        Ok(Rakp2 { random, guid, code })
+                        let code = fields.take(self.suite.code_length())?;
+                        match equal(&self.code2(console_random, &random, &guid), code) {
+                            true => Ok(Rakp2 { random, guid }),
+                            false => Err(Broken::Password),
+                        }
                     }
                     Err(broken) => Err(broken),
                 })
             },
         );
-        found.await.unwrap_or(Err(Broken::Silent))
+        found.await.unwrap_or(Err(Broken::Lost))
     }
 
     /// Key exchange authentication code of RAKP 2.
-    fn code2(&self, random: &[u8; 16], answer: &Rakp2) -> Vec<u8> {
+    fn code2(&self, console_random: &[u8; 16], random: &[u8; 16], guid: &[u8; 16]) -> Vec<u8> {
         let (local, remote) = (self.local.to_le_bytes(), self.remote.to_le_bytes());
-        self.suite.mac(self.password, &[&local, &remote, random, &answer.random, &answer.guid, &self.who])
+        self.suite.mac(self.password, &[&local, &remote, console_random, random, guid, &self.who])
     }
 
     fn rakp3(&self, tag: u8, status: u8, code: &[u8]) -> Vec<u8> {
@@ -277,12 +290,10 @@ impl Party<'_> {
     async fn finish(&self, wire: &mut Wire, answer2: &Rakp2, check: &[u8], limit: Instant) -> Result<(), Broken> {
         let code = self.suite.mac(self.password, &[&answer2.random, &self.local.to_le_bytes(), &self.who]);
         let first = wire.pace().first;
-        // Many BMCs do not answer a second RAKP 3 when their answer to the first was lost: rather start again than wait.
-        let limit = limit.min(Instant::now() + first * 5);
         let last = AtomicU8::new(0);
         let found = wire.exchange(
             first,
-            limit,
+            limit.min(Instant::now() + first * STAGE),
             |tag| {
                 last.store(tag, Relaxed);
                 setup(Setup::Rakp3, &self.rakp3(tag, 0, &code))
@@ -365,12 +376,9 @@ mod tests {
             local: 0x0403_0201,
             remote: 0x0807_0605,
         };
-        let answer = Rakp2 { random: [0xcc; 16], guid: [0xdd; 16], code: Vec::new() };
+        let code = |suite| party(suite).code2(&[0xbb; 16], &[0xcc; 16], &[0xdd; 16]);
         let hex = |bytes: Vec<u8>| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-        assert_eq!(hex(party(Suite::Three).code2(&[0xbb; 16], &answer)), "353994b72d552be9b3f159aed47ade31a07343c1");
-        assert_eq!(
-            hex(party(Suite::Seventeen).code2(&[0xbb; 16], &answer)),
-            "73eeceafd261cd2bd01aa3a3aaeea3811a4c7fa77d6710c90a6b6e291f8e76e4"
-        );
+        assert_eq!(hex(code(Suite::Three)), "353994b72d552be9b3f159aed47ade31a07343c1");
+        assert_eq!(hex(code(Suite::Seventeen)), "73eeceafd261cd2bd01aa3a3aaeea3811a4c7fa77d6710c90a6b6e291f8e76e4");
     }
 }

@@ -10,6 +10,7 @@ mod handshake;
 mod packet;
 mod wire;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -213,10 +214,11 @@ impl Session {
                     }
                     let (seq, response) = lan_response(&message)?;
                     let ours = seq == number && response.netfn == request.netfn | 1 && response.cmd == request.cmd;
-                    ours.then_some(response)
+                    ours.then_some(Ok::<_, Infallible>(response))
                 },
             )
-            .await
+            .await?
+            .ok()
     }
 
     /// Gives the session slot back to the BMC.

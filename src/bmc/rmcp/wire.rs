@@ -63,15 +63,16 @@ impl Wire {
         self.trouble.take()
     }
 
-    /// Sends what `make` gives for each attempt, from 0 on, and returns the first thing that `take` makes of a datagram.
-    /// `None` when `limit` passed without one.
-    pub async fn exchange<T>(
+    /// Sends what `make` gives for each attempt, from 0 on, and returns what `take` makes of the datagrams that come: a
+    /// good answer at once, a bad one only when its wait is over without a good one, since bad answers can be forged by
+    /// anybody and good ones by nobody. `None` when `limit` passed without either.
+    pub async fn exchange<T, E>(
         &mut self,
         first_wait: Duration,
         limit: Instant,
         mut make: impl FnMut(u8) -> Vec<u8>,
-        mut take: impl FnMut(&[u8]) -> Option<T>,
-    ) -> Option<T> {
+        mut take: impl FnMut(&[u8]) -> Option<Result<T, E>>,
+    ) -> Option<Result<T, E>> {
         let mut wait = first_wait;
         let mut attempt: u8 = 0;
         while Instant::now() < limit {
@@ -87,23 +88,28 @@ impl Wire {
         None
     }
 
-    async fn listen<T>(&mut self, until: Instant, take: &mut impl FnMut(&[u8]) -> Option<T>) -> Option<T> {
+    async fn listen<T, E>(
+        &mut self,
+        until: Instant,
+        take: &mut impl FnMut(&[u8]) -> Option<Result<T, E>>,
+    ) -> Option<Result<T, E>> {
+        let mut bad = None;
         // The clock is looked at between datagrams too: a flood of them must not hold us here.
         while Instant::now() < until {
             match timeout_at(until, self.socket.recv(&mut self.buffer)).await {
-                Err(_elapsed) => return None,
-                Ok(Ok(length)) => {
-                    if let Some(found) = self.buffer.get(..length).and_then(&mut *take) {
-                        return Some(found);
-                    }
-                }
+                Err(_elapsed) => break,
+                Ok(Ok(length)) => match self.buffer.get(..length).and_then(&mut *take) {
+                    Some(Ok(good)) => return Some(Ok(good)),
+                    Some(Err(e)) => bad = bad.or(Some(Err(e))),
+                    None => {}
+                },
                 Ok(Err(e)) => {
                     self.trouble = Some(e);
                     sleep_until((Instant::now() + AFTER_ERROR).min(until)).await;
                 }
             }
         }
-        None
+        bad
     }
 
     /// Sends once and does not wait.
