@@ -1,0 +1,240 @@
+//! The partition table of a written image, fitted to the disk it is on: the backup moves to the disk's end (UEFI
+//! specification 2.10 section 5.3.2), and the seed gets a partition there.
+//!
+//! Entries are kept byte for byte and in their slots, so that partition numbers, which boot loaders have built in, stay
+//! as the image has them (the `gpt` crate closes gaps; here it is the reader in the tests).
+
+use crate::agent::block::{Buffer, Device};
+use crate::error::{Error, Result};
+
+pub const SEED_NAME: &str = "rackline-seed";
+
+/// Partitions start at whole MiB.
+const MIB: u64 = 1 << 20;
+/// Basic data, EBD0A0A2-B9E5-4433-87C0-68B6B72699C7, in the byte order of the table.
+const BASIC_DATA: [u8; 16] =
+    [0xa2, 0xa0, 0xd0, 0xeb, 0xe5, 0xb9, 0x33, 0x44, 0x87, 0xc0, 0x68, 0xb6, 0xb7, 0x26, 0x99, 0xc7];
+
+/// Table 5-5: the fields that are looked at or changed.
+mod field {
+    use std::ops::Range;
+    pub const SIGNATURE: Range<usize> = 0..8;
+    pub const HEADER_SIZE: Range<usize> = 12..16;
+    pub const HEADER_CRC: Range<usize> = 16..20;
+    pub const MY_LBA: Range<usize> = 24..32;
+    pub const ALTERNATE_LBA: Range<usize> = 32..40;
+    pub const LAST_USABLE: Range<usize> = 48..56;
+    pub const ENTRIES_LBA: Range<usize> = 72..80;
+    pub const ENTRY_COUNT: Range<usize> = 80..84;
+    pub const ENTRY_SIZE: Range<usize> = 84..88;
+    pub const ENTRIES_CRC: Range<usize> = 88..92;
+}
+
+/// Where the seed's partition is, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeedPlace {
+    pub offset: u64,
+    pub len: u64,
+}
+
+/// A header sector and the entry array that it leads to.
+struct Table {
+    header: Vec<u8>,
+    entries: Vec<u8>,
+}
+
+/// Moves the backup, adds the seed's partition of `seed_len` bytes and writes it all; the disk's content is not touched.
+pub fn fit(device: &Device, seed_len: u64) -> Result<SeedPlace> {
+    let mut table = Table::read(device)?;
+    let old_backup = table.number64(field::ALTERNATE_LBA)?;
+    let place = table.add_seed(device, seed_len)?;
+    table.write(device)?;
+    forget_old_backup(device, old_backup, place)?;
+    protective_mbr(device)?;
+    device.sync()?;
+    Ok(place)
+}
+
+impl Table {
+    fn read(device: &Device) -> Result<Self> {
+        let sector = device.sector() as usize;
+        let mut table = Self { header: read(device, sector as u64, sector)?, entries: Vec::new() };
+        let signature = table.header.get(field::SIGNATURE) == Some(b"EFI PART");
+        let size = table.number32(field::HEADER_SIZE)? as usize;
+        if !signature || !(92..=sector).contains(&size) || table.header_crc()? != table.number32(field::HEADER_CRC)? {
+            return Err(wrong("its header is not valid"));
+        }
+        let (count, size) = (table.number32(field::ENTRY_COUNT)?, table.number32(field::ENTRY_SIZE)?);
+        if !(1..=1024).contains(&count) || !(128..=1024).contains(&size) || !size.is_power_of_two() {
+            return Err(wrong("its entries have an impossible size"));
+        }
+        let bytes = (count * size) as usize;
+        let start = table.number64(field::ENTRIES_LBA)?.checked_mul(sector as u64);
+        let start = start.filter(|s| *s < device.size() / 2).ok_or_else(|| wrong("its entries are out of reach"))?;
+        table.entries = read(device, start, bytes)?;
+        if crc32(&table.entries) != table.number32(field::ENTRIES_CRC)? {
+            return Err(wrong("the checksum of its entries is wrong"));
+        }
+        Ok(table)
+    }
+
+    /// Sets the end of the disk anew and puts the seed's entry behind the last one that is used.
+    fn add_seed(&mut self, device: &Device, seed_len: u64) -> Result<SeedPlace> {
+        let sector = u64::from(device.sector());
+        let total = device.size() / sector;
+        let array = (self.entries.len() as u64).div_ceil(sector);
+        let last_usable = total.checked_sub(2 + array).ok_or_else(|| no_room(device))?;
+        let align = MIB / sector;
+        let sectors = seed_len.next_multiple_of(MIB) / sector;
+        let first = (last_usable + 1).checked_sub(sectors).ok_or_else(|| no_room(device))? / align * align;
+        let last = first + sectors - 1;
+
+        let size = self.number32(field::ENTRY_SIZE)? as usize;
+        let used = |entry: &[u8]| entry.iter().take(16).any(|b| *b != 0);
+        let end_of =
+            |entry: &[u8]| entry.get(40..48).and_then(|b| b.try_into().ok()).map_or(u64::MAX, u64::from_le_bytes);
+        if self.entries.chunks(size).filter(|e| used(e)).any(|e| end_of(e) >= first) {
+            return Err(no_room(device));
+        }
+        let slots: Vec<bool> = self.entries.chunks(size).map(used).collect();
+        let behind = slots.iter().rposition(|u| *u).map_or(0, |i| i + 1);
+        let slot = if behind < slots.len() { Some(behind) } else { slots.iter().position(|u| !u) };
+        let entry = slot.and_then(|s| self.entries.chunks_mut(size).nth(s));
+        let Some(entry) = entry else { return Err(wrong("it has no free entry for the seed")) };
+
+        entry.fill(0);
+        let mut put = |at: usize, bytes: &[u8]| entry[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &BASIC_DATA);
+        put(16, &uuid::Uuid::new_v4().to_bytes_le());
+        put(32, &first.to_le_bytes());
+        put(40, &last.to_le_bytes());
+        let name: Vec<u8> = SEED_NAME.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        put(56, &name);
+
+        self.put(field::ALTERNATE_LBA, &(total - 1).to_le_bytes());
+        self.put(field::LAST_USABLE, &last_usable.to_le_bytes());
+        self.put(field::ENTRIES_CRC, &crc32(&self.entries).to_le_bytes());
+        self.seal()?;
+        Ok(SeedPlace { offset: first * sector, len: sectors * sector })
+    }
+
+    /// The backup first: an interruption leaves at least one whole table.
+    fn write(&self, device: &Device) -> Result<()> {
+        let sector = u64::from(device.sector());
+        let last = self.number64(field::ALTERNATE_LBA)?;
+        let backup_entries = self.number64(field::LAST_USABLE)? + 1;
+        let mut backup = Self { header: self.header.clone(), entries: Vec::new() };
+        backup.put(field::MY_LBA, &last.to_le_bytes());
+        backup.put(field::ALTERNATE_LBA, &1u64.to_le_bytes());
+        backup.put(field::ENTRIES_LBA, &backup_entries.to_le_bytes());
+        backup.seal()?;
+        write(device, backup_entries * sector, &self.entries)?;
+        write(device, last * sector, &backup.header)?;
+        device.sync()?;
+        write(device, self.number64(field::ENTRIES_LBA)? * sector, &self.entries)?;
+        write(device, sector, &self.header)
+    }
+
+    fn seal(&mut self) -> Result<()> {
+        let crc = self.header_crc()?;
+        self.put(field::HEADER_CRC, &crc.to_le_bytes());
+        Ok(())
+    }
+
+    /// Over the header with its own checksum taken as zero.
+    fn header_crc(&self) -> Result<u32> {
+        let size = self.number32(field::HEADER_SIZE)? as usize;
+        let mut header = self.header.get(..size).ok_or_else(|| wrong("its header is too long"))?.to_vec();
+        header.get_mut(field::HEADER_CRC).ok_or_else(|| wrong("its header is too short"))?.fill(0);
+        Ok(crc32(&header))
+    }
+
+    fn put(&mut self, field: std::ops::Range<usize>, bytes: &[u8]) {
+        // A header is a whole sector, and all fields are within its first 92 bytes.
+        self.header[field].copy_from_slice(bytes);
+    }
+
+    fn number32(&self, field: std::ops::Range<usize>) -> Result<u32> {
+        let bytes = self.header.get(field).and_then(|b| b.try_into().ok());
+        bytes.map(u32::from_le_bytes).ok_or_else(|| wrong("its header is too short"))
+    }
+
+    fn number64(&self, field: std::ops::Range<usize>) -> Result<u64> {
+        let bytes = self.header.get(field).and_then(|b| b.try_into().ok());
+        bytes.map(u64::from_le_bytes).ok_or_else(|| wrong("its header is too short"))
+    }
+}
+
+/// The image's own backup header now stands in the middle of the disk, where recovery tools would find it.
+fn forget_old_backup(device: &Device, lba: u64, seed: SeedPlace) -> Result<()> {
+    let sector = device.sector() as usize;
+    let Some(offset) = lba.checked_mul(sector as u64) else { return Ok(()) };
+    let at_end = offset.saturating_add(sector as u64) >= device.size();
+    let in_seed = (seed.offset..seed.offset + seed.len).contains(&offset);
+    if at_end || in_seed || lba <= 1 {
+        return Ok(());
+    }
+    let bytes = read(device, offset, sector)?;
+    if bytes.get(field::SIGNATURE) == Some(b"EFI PART") {
+        write(device, offset, &vec![0; sector])?;
+    }
+    Ok(())
+}
+
+/// The entry of type 0xEE covers the whole disk, or as much of it as 32 bits can say; boot code stays.
+fn protective_mbr(device: &Device) -> Result<()> {
+    let sector = device.sector() as usize;
+    let mut mbr = read(device, 0, sector)?;
+    let sectors = u32::try_from(device.size() / sector as u64 - 1).unwrap_or(u32::MAX);
+    let Some(table) = mbr.get_mut(446..510) else { return Ok(()) };
+    match table.chunks_exact_mut(16).find(|e| e[4] == 0xee) {
+        Some(entry) => entry[12..16].copy_from_slice(&sectors.to_le_bytes()),
+        None => return Err(wrong("it has no protective MBR")),
+    }
+    write(device, 0, &mbr)
+}
+
+fn read(device: &Device, offset: u64, len: usize) -> Result<Vec<u8>> {
+    let mut buffer = Buffer::new(device.round_up(len));
+    device.read_at(&mut buffer, offset)?;
+    Ok(buffer.get(..len).unwrap_or_default().to_vec())
+}
+
+fn write(device: &Device, offset: u64, bytes: &[u8]) -> Result<()> {
+    let mut buffer = Buffer::new(device.round_up(bytes.len()));
+    buffer[..bytes.len()].copy_from_slice(bytes);
+    device.write_at(&buffer, offset)
+}
+
+fn wrong(why: &str) -> Error {
+    Error::refused("image.gpt", format!("the image's partition table cannot be used: {why}"))
+        .hint("build the image as a GPT disk with sectors of 512 bytes")
+}
+
+fn no_room(device: &Device) -> Error {
+    let what = format!("{} has no room behind the image for the seed partition", device.path().display());
+    Error::conflict("disk.too-small", what).hint("order an image for smaller disks, or fit a larger disk")
+}
+
+/// CRC-32 of ISO-HDLC (reflected, polynomial 0x04C11DB7), as UEFI wants it. At most a few KiB, so without tables.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |c, _| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crc_of_the_standard_check_string() {
+        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+    }
+
+    #[test]
+    fn the_type_is_basic_data() {
+        let uuid = uuid::Uuid::from_bytes_le(BASIC_DATA);
+        assert_eq!(uuid.to_string(), "ebd0a0a2-b9e5-4433-87c0-68b6b72699c7");
+    }
+}

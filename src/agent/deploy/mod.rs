@@ -1,0 +1,186 @@
+//! An image onto the target disk: checked against its signature before anything else, the disk chosen by rule and told
+//! before the first byte, streamed and verified, read back, and given its seed.
+//!
+//! It may be interrupted anywhere and simply be done again: nothing is taken over from an earlier try.
+
+mod gpt;
+mod pipeline;
+mod read_back;
+mod seed;
+mod unpack;
+
+pub use seed::{INSTALLED_FILE, Installed};
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::block::Device;
+use super::console::say;
+use super::progress::Meter;
+use super::{Agent, blocking, inventory, tool};
+use crate::error::{Error, Result};
+use crate::image::{Manifest, PublicKey, SignedManifest};
+use crate::link::{Deploy, Deployed, Outcome, Report};
+use crate::machine::{Disk, TargetRule, select_target};
+use crate::swarm::{HttpSource, Limits};
+
+/// Bytes that `dd` writes at most, where it is asked for as a yardstick.
+const DD_MAX: u64 = 512 << 20;
+const DD_PIECE: u64 = 4 << 20;
+/// Behind the image and at the end of the disk, signatures of an earlier use are zeroed this far.
+const EDGE: u64 = 16 << 20;
+
+pub async fn deploy(agent: &Agent, number: u64, order: &Deploy, meter: &Meter) -> Result<Outcome> {
+    meter.step("checking the image", 0);
+    let image = Arc::new(signed_image(agent, order).await?);
+    let binary = Arc::new(blocking(seed::own_binary).await?);
+    let seed_len = seed::size_for(binary.len() as u64);
+
+    let (disk, device) = choose(agent, &order.target, image.disk_size, seed_len).await?;
+    tell_target(agent, number, &disk, &order.target).await?;
+
+    let dd = match order.compare_with_dd {
+        true => Some(dd_rate(&device, image.used_bytes, meter).await?),
+        false => None,
+    };
+    clear(&device, &image, meter).await?;
+    let written = pipeline::write(&device, &image, &source(agent, order, meter), meter).await?;
+    let checked = {
+        let (device, image, meter, how) = (Arc::clone(&device), Arc::clone(&image), meter.clone(), order.read_back);
+        blocking(move || read_back::check(&device, &image, how, &meter)).await?
+    };
+
+    meter.step("writing the seed", 0);
+    let installed = Installed {
+        machine: agent.appliance.machine(),
+        manifest: order.manifest,
+        disk_serial: disk.serial.clone(),
+        disk_wwn: disk.wwn.clone(),
+        disk_bytes: disk.size_bytes,
+    };
+    let seed = order.seed.clone();
+    blocking(move || {
+        let place = gpt::fit(&device, seed_len)?;
+        seed::write(&device, place, &seed, &installed, &binary)?;
+        device.reread_partitions()
+    })
+    .await?;
+    Ok(Outcome::Deployed(Box::new(Deployed {
+        manifest: order.manifest,
+        disk: disk.name,
+        serial: disk.serial,
+        written_bytes: written.written_bytes,
+        fetched_bytes: written.fetched_bytes,
+        write_seconds: written.seconds,
+        read_back_bytes: checked.bytes,
+        read_back_seconds: checked.seconds,
+        dd_bytes_per_second: dd,
+    })))
+}
+
+/// The image's manifest: signed by the key that this agent was started with, and the very one that was ordered.
+async fn signed_image(agent: &Agent, order: &Deploy) -> Result<Manifest> {
+    let key: PublicKey = match &agent.options.key {
+        Some(key) => key.parse()?,
+        None => {
+            return Err(Error::config(
+                "image.key",
+                "this agent was started without the key that images are signed with",
+            ));
+        }
+    };
+    let file = agent.appliance.manifest(order.manifest).await?;
+    let signed = SignedManifest::parse(&file)?;
+    let image = signed.verify(&[key])?;
+    if signed.digest() != order.manifest {
+        let (found, expected) = (signed.digest(), order.manifest);
+        return Err(Error::refused("image.digest", format!("image {found} was sent where {expected} was ordered"))
+            .hint("order again; if it stays, look at the appliance's image folder"));
+    }
+    if image.chunk_size > pipeline::CHUNK_MAX {
+        let what = format!("the image has chunks of {} bytes, at most {}", image.chunk_size, pipeline::CHUNK_MAX);
+        return Err(Error::refused("image.chunk-size", what).hint("build it with smaller chunks"));
+    }
+    Ok(image)
+}
+
+/// The disk that the rule means, claimed: nobody else can use it from here on.
+async fn choose(agent: &Agent, rule: &TargetRule, image: u64, seed: u64) -> Result<(Disk, Arc<Device>)> {
+    let (roots, rule) = (agent.options.roots.clone(), rule.clone());
+    blocking(move || {
+        let disks = inventory::disks(&roots)?;
+        // Besides image and seed: the table's backup, and the seed's start at a whole MiB.
+        let disk = select_target(&disks, &rule, image.saturating_add(seed).saturating_add(2 << 20))?;
+        if let Some(user) = inventory::in_use(&roots.sys, &roots.proc, &disk.name) {
+            return Err(Error::conflict("disk.busy", format!("the target disk {} is in use: {user}", disk.name))
+                .hint("unmount it, or stop the RAID, LVM or swap on it, then order again"));
+        }
+        let device = Device::claim(&roots.dev.join(&disk.name))?;
+        if device.size() != disk.size_bytes {
+            let (found, expected) = (device.size(), disk.size_bytes);
+            let what = format!("{} has {found} bytes where {expected} were expected", device.path().display());
+            return Err(Error::conflict("disk.changed", what).hint("order again: the disks have changed meanwhile"));
+        }
+        if device.sector() != 512 {
+            let what = format!("{} has sectors of {} bytes, the image is made for 512", disk.name, device.sector());
+            return Err(Error::conflict("disk.sector-size", what).hint("format the disk to 512-byte sectors (512e)"));
+        }
+        Ok((disk.clone(), Arc::new(device)))
+    })
+    .await
+}
+
+/// The operator sees which disk it is before a byte is written; an appliance that no longer wants this order says so.
+async fn tell_target(agent: &Agent, number: u64, disk: &Disk, rule: &TargetRule) -> Result<()> {
+    let serial = disk.serial.as_ref().map_or("no serial number", |s| s.as_str());
+    say(format!("target disk {} ({serial}, {} bytes) by rule {rule}", disk.name, disk.size_bytes));
+    let outcome = Outcome::TargetChosen {
+        disk: disk.name.clone(),
+        serial: disk.serial.clone(),
+        wwn: disk.wwn.clone(),
+        size_bytes: disk.size_bytes,
+        rule: rule.clone(),
+    };
+    match agent.report(&Report { number, outcome }).await {
+        true => Ok(()),
+        false => {
+            Err(Error::conflict("order.superseded", "the appliance has taken the order back; nothing was written"))
+        }
+    }
+}
+
+fn source(agent: &Agent, order: &Deploy, meter: &Meter) -> HttpSource {
+    let (request, manifest, meter) = (agent.appliance.chunk_request(), order.manifest, meter.clone());
+    HttpSource::new(move || request(manifest), move |note| meter.note(note), Limits::default())
+}
+
+/// So that nothing old shows through: the device may forget all, and what must read zero is zeroed for certain, since
+/// after a discard a block reads what the device likes.
+async fn clear(device: &Arc<Device>, image: &Arc<Manifest>, meter: &Meter) -> Result<()> {
+    meter.step("clearing the disk", 0);
+    let (device, image) = (Arc::clone(device), Arc::clone(image));
+    blocking(move || {
+        let size = device.size();
+        device.discard(0, size)?;
+        for (offset, len) in image.zero_ranges() {
+            device.zero(offset, len)?;
+        }
+        let behind = image.disk_size;
+        device.zero(behind, EDGE)?;
+        device.zero(size.saturating_sub(EDGE).max(behind), EDGE)
+    })
+    .await
+}
+
+/// What `dd` reaches on this disk with zeros for as many bytes, in bytes a second: the yardstick of the benchmark. A
+/// failure of the yardstick fails the order, since it was asked for.
+async fn dd_rate(device: &Arc<Device>, bytes: u64, meter: &Meter) -> Result<f64> {
+    meter.step("measuring dd", 0);
+    let count = bytes.min(DD_MAX).min(device.size()).div_euclid(DD_PIECE).max(1);
+    let (target, count_arg) = (format!("of={}", device.path().display()), format!("count={count}"));
+    let args = ["if=/dev/zero", &target, "bs=4M", "oflag=direct", "conv=fsync", &count_arg];
+    let start = Instant::now();
+    tool::expect("dd", &args, Duration::from_secs(600)).await?;
+    let seconds = start.elapsed().as_secs_f64();
+    Ok((count * DD_PIECE) as f64 / seconds.max(1e-9))
+}
