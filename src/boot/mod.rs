@@ -2,13 +2,40 @@
 //!
 //! The boot services know nothing of the lifecycle. They tell [`Policy`] what they saw, and ask it one read-only
 //! question, many times a boot: what should this machine boot now?
+//!
+//! [`serve`] starts DHCP, TFTP and advertisements; [`http::router`] is the part that lives in the appliance's web server.
+
+pub mod config;
+pub mod count;
+pub mod dhcp;
+pub mod firmware;
+pub mod http;
+pub mod script;
+
+mod advertise;
+mod net;
+mod tftp;
 
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
 
 use crate::error::Result;
 use crate::machine::{ClientArch, MacAddr, MachineId};
+use crate::store::Db;
+use crate::store::lease::{self, Writer};
+use advertise::Advertiser;
+use config::BootConfig;
+use count::Counters;
+use dhcp::Dhcp;
+use dhcp::serve::{Port, Ready};
+use dhcp::table::Table;
+use firmware::Files;
 
 /// A machine asked for an address, or for its boot script.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +59,7 @@ pub enum Stage {
 }
 
 /// What a machine boots now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum BootAnswer {
     /// The agent's RAM system.
     Agent { machine: MachineId, token: String },
@@ -42,10 +69,112 @@ pub enum BootAnswer {
     Hold { reason: String },
 }
 
+/// Without the token: answers are logged.
+impl std::fmt::Debug for BootAnswer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Agent { machine, .. } => write!(f, "Agent({machine})"),
+            Self::LocalDisk { machine } => write!(f, "LocalDisk({machine})"),
+            Self::Hold { reason } => write!(f, "Hold({reason:?})"),
+        }
+    }
+}
+
 /// The rules, as the boot services see them.
 pub trait Policy: Send + Sync + 'static {
-    /// Takes note; never fails, since an answer to the machine must not wait for it.
+    /// Takes note, for each answered step of each boot; never fails and never waits, since the answer to the machine
+    /// would wait with it.
     fn sighted(&self, sighting: Sighting);
 
     fn boot_answer(&self, asking: Sighting) -> BoxFuture<'_, Result<BootAnswer>>;
+}
+
+/// How long [`Handle::stop`] waits for leases to reach the disk.
+const STOP: Duration = Duration::from_secs(10);
+
+/// The running services.
+pub struct Handle {
+    counters: Arc<Counters>,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Handle {
+    pub fn counters(&self) -> Arc<Counters> {
+        self.counters.clone()
+    }
+
+    /// Ends the services; what was leased is on disk when this returns. Dropping the handle ends them at once.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        let all = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                if let Err(e) = ended {
+                    error!(error = %e, "a boot service failed");
+                }
+            }
+        };
+        if tokio::time::timeout(STOP, all).await.is_err() {
+            error!("the boot services did not end within {} s", STOP.as_secs());
+        }
+    }
+}
+
+/// Starts DHCP, TFTP and router advertisements on every configured interface, or none of them.
+pub async fn serve(config: &BootConfig, files: Arc<Files>, policy: Arc<dyn Policy>, db: Db) -> Result<Handle> {
+    config.check()?;
+    let counters = Arc::new(Counters::default());
+    let leases = lease::load(&db).await?;
+    info!(leases = leases.len(), subnets = config.subnets.len(), "network boot starts");
+    let dhcp = Arc::new(Mutex::new(Dhcp {
+        table: Table::new(&config.subnets, leases),
+        url: config.url.clone(),
+        tftp: config.tftp,
+        files: files.clone(),
+    }));
+
+    // All sockets first: where one cannot be opened, nothing has been answered yet.
+    let (mut ports, mut advertisers, mut tftp) = (Vec::new(), Vec::new(), Vec::new());
+    for interface in &config.interfaces {
+        net::has_address(interface)?;
+        let link = Arc::new(net::Link::open(interface)?);
+        if config.router_advertisements {
+            advertisers.extend(Advertiser::open(interface, &link, counters.clone()));
+        }
+        if config.tftp {
+            tftp.push(tftp::Server::open(interface, files.clone(), counters.clone())?);
+        }
+        ports.push(Arc::new(Port::open(interface, link, counters.clone())?));
+    }
+
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let (writer, writing) = Writer::start(db, committed);
+    for port in ports {
+        tasks.spawn(dhcp::serve::run(port, dhcp.clone(), writer.clone(), policy.clone(), stop.clone()));
+    }
+    for server in tftp {
+        tasks.spawn(server.run(stop.clone()));
+    }
+    for advertiser in advertisers {
+        tasks.spawn(advertiser.run(stop.clone()));
+    }
+    // The writer ends by itself once the DHCP tasks are gone and everything is written.
+    tasks.spawn(async move {
+        if let Err(e) = writing.await {
+            error!(error = %e, "the lease writer failed");
+        }
+    });
+    Ok(Handle { counters, stop, tasks })
+}
+
+/// The leases of these answers are on disk, or are not.
+fn committed(result: Result<()>, group: Vec<Option<Ready>>) {
+    match result {
+        Ok(()) => group.into_iter().flatten().for_each(Ready::send),
+        Err(e) => {
+            error!(error = ?e, leases = group.len(), "leases could not be stored and are not granted");
+            group.into_iter().flatten().for_each(Ready::give_up);
+        }
+    }
 }

@@ -1,4 +1,5 @@
--- DHCP bindings: one row an address.
+-- DHCP bindings: one row an address, kept after its lease ends so that a machine that comes back finds its address again.
+-- client: option 61 as sent, empty where there was none. state: leased, released, declined.
 CREATE TABLE lease (
     address TEXT   PRIMARY KEY,
     mac     TEXT   NOT NULL,
@@ -7,4 +8,3 @@ CREATE TABLE lease (
     state   TEXT   NOT NULL,
     expires BIGINT NOT NULL
 );
-CREATE INDEX lease_mac ON lease (mac);

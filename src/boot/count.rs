@@ -1,0 +1,116 @@
+//! Why a packet got no answer. A silent server looks like a dead one; each silence has a name and a count here.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+macro_rules! named {
+    ($(#[$meta:meta])* $type:ident { $($(#[$doc:meta])* $variant:ident = $name:literal,)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $type { $($(#[$doc])* $variant,)* }
+
+        impl $type {
+            pub const ALL: &[$type] = &[$($type::$variant,)*];
+
+            /// As metrics and logs write it.
+            pub fn name(self) -> &'static str {
+                match self { $($type::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+named! {
+    /// Why nothing was sent.
+    Silence {
+        /// Shorter than a BOOTP header with the DHCP cookie, or without the cookie.
+        Malformed = "malformed",
+        /// `op` is not BOOTREQUEST: another server's answer.
+        NotRequest = "not-a-request",
+        /// Not Ethernet with 6-byte addresses, or an address that no card has (multicast, zero).
+        NotEthernet = "not-ethernet",
+        /// No message type (option 53), or one that only servers send.
+        NoMessageType = "no-message-type",
+        /// More than 16 relays on the way: a loop.
+        TooManyHops = "too-many-hops",
+        /// The client chose, or talks to, another DHCP server.
+        OtherServer = "other-server",
+        /// Came through a relay, or from an address, of a network that is not configured.
+        UnknownNetwork = "unknown-network",
+        /// Every address of the subnet is taken.
+        PoolEmpty = "pool-empty",
+        /// A REQUEST that names no address in any way.
+        NoAddressAsked = "no-address-asked",
+        /// RELEASE of a lease: takes effect, and is never answered (RFC 2131 section 4.4.4).
+        Released = "released",
+        /// DECLINE: the address is set aside, and is never answered.
+        Declined = "declined",
+        /// RELEASE or DECLINE of an address that this client does not hold.
+        NotHolder = "not-holder",
+        /// More leases wait for the disk than the queue holds; the client asks again.
+        StoreBusy = "store-busy",
+        /// The lease did not reach the disk, so it was not granted.
+        StoreFailed = "store-failed",
+        /// The kernel did not take the answer.
+        SendFailed = "send-failed",
+        /// TFTP: not a request that can be read, or an answer to none of ours.
+        TftpMalformed = "tftp-malformed",
+        /// TFTP: too many transfers at once, altogether or for one client.
+        TftpBusy = "tftp-busy",
+    }
+}
+
+named! {
+    /// What was sent.
+    Answer {
+        Offer = "offer",
+        Ack = "ack",
+        Nak = "nak",
+        TftpTransfer = "tftp-transfer",
+        TftpComplete = "tftp-complete",
+        TftpGivenUp = "tftp-given-up",
+        TftpRefused = "tftp-refused",
+        RouterAdvertisement = "router-advertisement",
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Counters {
+    silent: [AtomicU64; Silence::ALL.len()],
+    sent: [AtomicU64; Answer::ALL.len()],
+}
+
+impl Counters {
+    pub fn silent(&self, why: Silence) {
+        if let Some(counter) = self.silent.get(why as usize) {
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub fn sent(&self, what: Answer) {
+        if let Some(counter) = self.sent.get(what as usize) {
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Name and count, silences first; zeros too, since a metric that comes and goes cannot be watched.
+    pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+        let silent = Silence::ALL.iter().zip(&self.silent).map(|(why, n)| (why.name(), n.load(Relaxed)));
+        let sent = Answer::ALL.iter().zip(&self.sent).map(|(what, n)| (what.name(), n.load(Relaxed)));
+        silent.chain(sent).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_by_name() {
+        let counters = Counters::default();
+        counters.silent(Silence::TftpBusy);
+        counters.silent(Silence::TftpBusy);
+        counters.sent(Answer::RouterAdvertisement);
+        let counted: Vec<_> = counters.snapshot().into_iter().filter(|(_, n)| *n > 0).collect();
+        assert_eq!(counted, [("tftp-busy", 2), ("router-advertisement", 1)]);
+    }
+}

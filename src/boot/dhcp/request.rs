@@ -1,0 +1,206 @@
+//! One DHCP packet, read: header fields and the options that decide something. Nothing from the packet is trusted to be
+//! there or to have the right length; what cannot be used is as if it had not been sent.
+//!
+//! | option | meaning | source |
+//! |---|---|---|
+//! | 50, 53, 54, 55, 57, 61 | requested address, type, server, parameter list, size, client id | RFC 2132 section 9 |
+//! | 60 | `PXEClient:…`, `HTTPClient:…` | RFC 4578, UEFI 2.10 section 24.7 |
+//! | 77 | user class; iPXE sends `iPXE` bare, RFC 3004 wants length-prefixed strings: both are read | RFC 3004 |
+//! | 82 | relay agent information, echoed byte for byte | RFC 3046 |
+//! | 93, 97 | client architecture (a list), machine UUID (type 0 and 16 bytes) | RFC 4578 |
+//! | 175 | iPXE's own options: only iPXE sends it | ipxe.org/howto/dhcpd |
+
+use std::net::Ipv4Addr;
+
+use dhcproto::v4::borrowed;
+
+use crate::boot::Stage;
+use crate::boot::count::Silence;
+use crate::machine::{ClientArch, MacAddr};
+
+/// Header up to `file`, and the cookie (RFC 2131 section 2).
+const HEADER: usize = 236;
+const COOKIE: [u8; 4] = [99, 130, 83, 99];
+const MAX_HOPS: u8 = 16;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Discover,
+    Request,
+    Decline,
+    Release,
+    Inform,
+}
+
+/// Who is asking, by everything that may name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Client {
+    pub mac: MacAddr,
+    pub uuid: Option<uuid::Uuid>,
+    /// Option 61; empty: none.
+    pub id: Vec<u8>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    pub kind: Kind,
+    pub xid: u32,
+    pub broadcast: bool,
+    pub ciaddr: Ipv4Addr,
+    pub giaddr: Ipv4Addr,
+    pub client: Client,
+    pub requested: Option<Ipv4Addr>,
+    pub server: Option<Ipv4Addr>,
+    /// Option 55; `None`: the client did not say what it wants.
+    pub wanted: Option<Vec<u8>>,
+    pub stage: Stage,
+    /// Vendor class begins with `HTTPClient`.
+    pub http: bool,
+    /// `PXEClient` or `HTTPClient`: wants a boot file.
+    pub netboot: bool,
+    pub arch: Option<ClientArch>,
+    /// Option 82 as it came.
+    pub relay: Option<Vec<u8>>,
+}
+
+impl Request {
+    pub fn parse(packet: &[u8]) -> Result<Self, Silence> {
+        let &[op, htype, hlen, hops, ..] = packet else { return Err(Silence::Malformed) };
+        if packet.get(HEADER..HEADER + 4) != Some(&COOKIE) {
+            return Err(Silence::Malformed);
+        }
+        if op != 1 {
+            return Err(Silence::NotRequest);
+        }
+        if htype != 1 || hlen != 6 {
+            return Err(Silence::NotEthernet);
+        }
+        if hops > MAX_HOPS {
+            return Err(Silence::TooManyHops);
+        }
+        let message = borrowed::Message::new(packet).map_err(|_| Silence::Malformed)?;
+        let mac = message.chaddr().first_chunk::<6>().copied().ok_or(Silence::Malformed)?;
+        if mac[0] & 1 == 1 || mac == [0; 6] {
+            return Err(Silence::NotEthernet);
+        }
+        let options = Options::read(&message);
+        Ok(Self {
+            kind: options.kind.ok_or(Silence::NoMessageType)?,
+            xid: message.xid(),
+            broadcast: message.flags().broadcast(),
+            ciaddr: message.ciaddr(),
+            giaddr: message.giaddr(),
+            stage: options.stage(),
+            http: options.http_client,
+            netboot: options.pxe_client || options.http_client,
+            client: Client { mac: MacAddr(mac), uuid: options.uuid, id: options.client_id },
+            requested: options.requested,
+            server: options.server,
+            wanted: options.wanted,
+            arch: options.arch,
+            relay: options.relay,
+        })
+    }
+
+    pub fn wants(&self, code: u8) -> bool {
+        self.wanted.as_ref().is_none_or(|list| list.contains(&code))
+    }
+}
+
+#[derive(Default)]
+struct Options {
+    kind: Option<Kind>,
+    requested: Option<Ipv4Addr>,
+    server: Option<Ipv4Addr>,
+    wanted: Option<Vec<u8>>,
+    client_id: Vec<u8>,
+    uuid: Option<uuid::Uuid>,
+    arch: Option<ClientArch>,
+    relay: Option<Vec<u8>>,
+    pxe_client: bool,
+    http_client: bool,
+    ipxe: bool,
+}
+
+impl Options {
+    fn read(message: &borrowed::Message<'_>) -> Self {
+        let mut options = Self::default();
+        for option in message.opts() {
+            let data = option.data();
+            match u8::from(option.code()) {
+                50 => options.requested = address(data),
+                53 => options.kind = kind(data),
+                54 => options.server = address(data),
+                55 => options.wanted = Some(data.to_vec()),
+                60 => {
+                    options.pxe_client = data.starts_with(b"PXEClient");
+                    options.http_client = data.starts_with(b"HTTPClient");
+                }
+                // RFC 2132 section 9.14: at least two bytes.
+                61 if data.len() >= 2 => options.client_id = data.to_vec(),
+                77 => options.ipxe |= is_ipxe_class(data),
+                82 => options.relay = Some(data.to_vec()),
+                93 => options.arch = architecture(data),
+                97 => options.uuid = machine_uuid(data),
+                175 => options.ipxe = true,
+                _ => {}
+            }
+        }
+        // Old BIOS ROMs leave option 93 out; RFC 4578 section 2.1 has 0 for them.
+        if options.pxe_client && options.arch.is_none() {
+            options.arch = message.opts().all(|o| u8::from(o.code()) != 93).then_some(ClientArch::Bios);
+        }
+        options
+    }
+
+    fn stage(&self) -> Stage {
+        match (self.ipxe, self.pxe_client || self.http_client) {
+            (true, _) => Stage::Ipxe,
+            (false, true) => Stage::Rom,
+            (false, false) => Stage::System,
+        }
+    }
+}
+
+fn kind(data: &[u8]) -> Option<Kind> {
+    Some(match data {
+        [1] => Kind::Discover,
+        [3] => Kind::Request,
+        [4] => Kind::Decline,
+        [7] => Kind::Release,
+        [8] => Kind::Inform,
+        _ => return None,
+    })
+}
+
+fn address(data: &[u8]) -> Option<Ipv4Addr> {
+    <[u8; 4]>::try_from(data).ok().map(Ipv4Addr::from).filter(|a| !a.is_unspecified())
+}
+
+fn is_ipxe_class(data: &[u8]) -> bool {
+    let mut rest = data;
+    while let Some((&length, tail)) = rest.split_first() {
+        let Some((class, next)) = tail.split_at_checked(length.into()) else { break };
+        if class == b"iPXE" {
+            return true;
+        }
+        rest = next;
+    }
+    data == b"iPXE"
+}
+
+/// The first architecture of the list that is known.
+fn architecture(data: &[u8]) -> Option<ClientArch> {
+    data.chunks_exact(2).find_map(|code| match code {
+        &[high, low] => ClientArch::from_code(u16::from_be_bytes([high, low])),
+        _ => None,
+    })
+}
+
+/// Boards leave the factory with all bits equal where a UUID should be; such a one names no machine.
+fn machine_uuid(data: &[u8]) -> Option<uuid::Uuid> {
+    let (&0, bytes) = data.split_first()? else { return None };
+    let bytes: [u8; 16] = bytes.try_into().ok()?;
+    let filler = bytes == [0; 16] || bytes == [0xff; 16];
+    (!filler).then(|| uuid::Uuid::from_bytes(bytes))
+}

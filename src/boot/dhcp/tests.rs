@@ -1,0 +1,1 @@
+//! Packets as clients send them, byte by byte, and what comes back.

@@ -1,0 +1,106 @@
+//! The HTTP part of the boot: the script for iPXE, and the files that it and UEFI firmware load.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /boot/ipxe?mac=…&uuid=…&arch=…` | always 200 and a script: iPXE shows an HTTP error for a moment and goes on to the next boot entry, a script can say what is wrong and ask again |
+//! | `GET`, `HEAD /boot/files/NAME` | one of a closed set of files, with ranges; 404 else |
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{ConnectInfo, Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::Deserialize;
+use tower_http::services::ServeFile;
+use tracing::{debug, error};
+
+use super::firmware::Files;
+use super::script::Scripts;
+use super::{BootAnswer, Policy, Sighting, Stage};
+use crate::error::Result;
+use crate::machine::{ClientArch, MacAddr};
+
+/// What the boot pages need.
+pub struct Site {
+    pub policy: Arc<dyn Policy>,
+    pub files: Arc<Files>,
+    pub scripts: Scripts,
+}
+
+pub fn router(site: Arc<Site>) -> Router {
+    Router::new().route("/boot/ipxe", get(script)).route("/boot/files/{name}", get(file)).with_state(site)
+}
+
+/// As text, since a value that cannot be read must not cost the machine its script.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Asked {
+    mac: String,
+    uuid: String,
+    arch: String,
+}
+
+async fn script(
+    State(site): State<Arc<Site>>,
+    asked: Result<Query<Asked>, QueryRejection>,
+    request: Request,
+) -> Response {
+    let asked = asked.map(|Query(asked)| asked).unwrap_or_default();
+    let arch = serde_json::from_value::<ClientArch>(asked.arch.clone().into()).ok();
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
+    let answer = match asked.mac.parse::<MacAddr>() {
+        Ok(mac) => {
+            let uuid = asked.uuid.parse().ok().filter(|u: &uuid::Uuid| !u.is_nil() && !u.is_max());
+            decide(&site, Sighting { mac, uuid, arch, address: peer, stage: Stage::Ipxe }).await
+        }
+        Err(e) => BootAnswer::Hold { reason: e.to_string() },
+    };
+    let script = site.scripts.render(&answer, arch).or_else(|e| {
+        error!(error = ?e, mac = asked.mac, "boot script");
+        let reason = format!("the appliance cannot make the boot script: {e}");
+        site.scripts.render(&BootAnswer::Hold { reason }, arch)
+    });
+    answer_with(script)
+}
+
+/// The rules' answer; where they have none, the reason for the machine's console.
+async fn decide(site: &Site, asking: Sighting) -> BootAnswer {
+    let mac = asking.mac;
+    debug!(%mac, "asks for its boot script");
+    site.policy.sighted(asking.clone());
+    site.policy.boot_answer(asking).await.unwrap_or_else(|e| {
+        error!(error = ?e, %mac, "no boot answer");
+        BootAnswer::Hold { reason: e.to_string() }
+    })
+}
+
+fn answer_with(script: Result<String>) -> Response {
+    match script {
+        // A script holds the machine's token: no cache may keep it.
+        Ok(script) => {
+            let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-store")];
+            (headers, script).into_response()
+        }
+        Err(e) => {
+            error!(error = ?e, "boot script");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+async fn file(State(site): State<Arc<Site>>, Path(name): Path<String>, request: Request) -> Response {
+    let Some(path) = site.files.paths.get(&name) else {
+        return (StatusCode::NOT_FOUND, "no such boot file\n").into_response();
+    };
+    match ServeFile::new(path).try_call(request).await {
+        Ok(response) => response.into_response(),
+        Err(e) => {
+            error!(error = %e, path = %path.display(), "boot file");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
