@@ -78,6 +78,13 @@ struct Idle {
     watched: bool,
 }
 
+enum Kept {
+    No,
+    Watched,
+    /// Nobody watches the queue yet.
+    First,
+}
+
 struct Due {
     address: SocketAddr,
     used: Instant,
@@ -152,21 +159,22 @@ impl Fleet {
     /// Keeps the session for the next command, or closes it where too many are kept.
     async fn put_back(&self, mut slot: OwnedMutexGuard<Slot>, address: SocketAddr) {
         let Some(used) = slot.session.as_ref().map(|(session, _)| session.last_used()) else { return };
-        let start = {
-            let mut idle = lock(&self.inner.idle);
-            match idle.queue.len() < self.inner.settings.keep {
-                true => {
-                    idle.queue.push_back(Due { address, used });
-                    !std::mem::replace(&mut idle.watched, true)
-                }
-                false => {
-                    drop(idle);
-                    return slot.close().await;
-                }
-            }
-        };
-        if start {
-            tokio::spawn(close_idle(Arc::downgrade(&self.inner)));
+        match self.keep(Due { address, used }) {
+            Kept::No => slot.close().await,
+            Kept::Watched => {}
+            Kept::First => drop(tokio::spawn(close_idle(Arc::downgrade(&self.inner)))),
+        }
+    }
+
+    fn keep(&self, due: Due) -> Kept {
+        let mut idle = lock(&self.inner.idle);
+        if idle.queue.len() >= self.inner.settings.keep {
+            return Kept::No;
+        }
+        idle.queue.push_back(due);
+        match std::mem::replace(&mut idle.watched, true) {
+            true => Kept::Watched,
+            false => Kept::First,
         }
     }
 
@@ -295,5 +303,46 @@ async fn close_idle(fleet: Weak<Inner>) {
         if slot.session.as_ref().is_some_and(|(session, _)| session.last_used() == due.used) {
             tokio::spawn(async move { slot.close().await });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_can_be_spawned() {
+        fn is_send(_: impl Send) {}
+        let fleet = Fleet::new(Settings::default());
+        let access = Access {
+            address: ([127, 0, 0, 1], 623).into(),
+            user: String::new(),
+            password: crate::machine::Secret::new(""),
+        };
+        is_send(fleet.run(&access, Command::Sensors));
+    }
+
+    #[test]
+    fn a_bmc_is_left_alone_after_three_silences_and_longer_each_time() {
+        let access = Access {
+            address: ([127, 0, 0, 1], 623).into(),
+            user: "a".into(),
+            password: crate::machine::Secret::new("b"),
+        };
+        let mut slot = Slot::default();
+        let silence = || Err(Error::unreachable("bmc.unreachable", "no answer"));
+        for _ in 0..2 {
+            slot.note(&access, &silence());
+            assert!(slot.may_try(&access).is_ok());
+        }
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            slot.note(&access, &silence());
+            assert_eq!(slot.may_try(&access).unwrap_err().code(), "bmc.unreachable");
+            pauses.push(slot.left_alone_until.unwrap().duration_since(Instant::now()).as_secs_f64().round());
+        }
+        assert_eq!(pauses, [5.0, 10.0, 20.0, 40.0, 60.0, 60.0]);
+        slot.note(&access, &Err(Error::refused("bmc.refused", "it speaks")));
+        assert!(slot.may_try(&access).is_ok());
     }
 }

@@ -13,7 +13,7 @@ use super::app::{GetChannelInfo, GetDeviceId, Privilege};
 use super::lan::{Address, GetLan, Mac};
 use super::message::{Ask, Completion, Fault, Request, Response};
 use super::user::{
-    GetUserAccess, GetUserName, NAME_MAX, PASSWORD_MAX, Password, SetUserAccess, SetUserName, SetUserPassword,
+    GetUserAccess, GetUserName, NAME_MAX, PASSWORD_SET_MAX, Password, SetUserAccess, SetUserName, SetUserPassword,
 };
 use crate::error::{Error, OrFail, Result};
 use crate::link::BmcUser;
@@ -267,8 +267,8 @@ fn check_words(user: &BmcUser) -> Result<()> {
     if user.name.is_empty() || user.name.len() > NAME_MAX {
         return Err(Error::input("bmc.user", format!("the name of a BMC user has 1 to {NAME_MAX} bytes")));
     }
-    if user.password.is_empty() || user.password.len() > PASSWORD_MAX {
-        return Err(Error::input("bmc.user", format!("the password of a BMC user has 1 to {PASSWORD_MAX} bytes")));
+    if user.password.is_empty() || user.password.len() > PASSWORD_SET_MAX {
+        return Err(Error::input("bmc.user", format!("the password of a BMC user has 1 to {PASSWORD_SET_MAX} bytes")));
     }
     Ok(())
 }

@@ -88,7 +88,7 @@ impl Exchange for Bmc {
 }
 
 fn words(name: &str) -> BmcUser {
-    BmcUser { name: name.into(), password: "a-long-password-19b".into() }
+    BmcUser { name: name.into(), password: "16-characters-pw".into() }
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn a_user_in_the_first_free_slot_and_the_same_one_again() {
     ensure_user(&mut bmc, &words("rackline")).unwrap();
     let user = bmc.users[3].clone();
     assert_eq!((user.name.as_slice(), user.enabled, user.access), (&b"rackline"[..], true, 0x34));
-    assert!(user.password.starts_with(b"a-long-password-19b"));
+    assert!(user.password.starts_with(b"16-characters-pw"));
     ensure_user(&mut bmc, &words("rackline")).unwrap();
     assert_eq!(bmc.users.iter().filter(|u| u.name == b"rackline").count(), 1);
     assert_eq!(bmc.users[2].access, 0, "the other user is left alone");
@@ -120,6 +120,8 @@ fn full_deaf_and_overlong_are_named() {
     assert_eq!(code(&mut Bmc::new(&["a", "b", "c", "d"]), &words("rackline")), "bmc.users-full");
     assert_eq!(code(&mut Bmc { deaf: true, ..Bmc::new(&[]) }, &words("rackline")), "bmc.not-applied");
     assert_eq!(code(&mut Bmc::new(&[]), &words("a-name-of-17bytes")), "bmc.user");
+    let long = BmcUser { name: "a".into(), password: "17-characters-pwd".into() };
+    assert_eq!(code(&mut Bmc::new(&[]), &long), "bmc.user");
     ensure_user(&mut Bmc { knows_password_test: false, ..Bmc::new(&[]) }, &words("rackline")).unwrap();
 }
 

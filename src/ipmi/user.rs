@@ -6,6 +6,8 @@ use super::message::{Ask, Fields, Request, netfn};
 /// Longest name and password of IPMI 2.0.
 pub const NAME_MAX: usize = 16;
 pub const PASSWORD_MAX: usize = 20;
+/// Longest password that is set: BMCs exist that take 20 bytes, say yes, and keep 16 (ipmi_sim 2.0.33 is one).
+pub const PASSWORD_SET_MAX: usize = 16;
 
 /// Get User Access (22.27).
 pub struct GetUserAccess {
@@ -107,6 +109,7 @@ pub struct SetUserPassword<'a> {
 
 pub enum Password<'a> {
     Enable,
+    /// At most [`PASSWORD_SET_MAX`] bytes; what is longer is not sent.
     Set(&'a str),
     /// Compares without a change: the read-back of [`Password::Set`].
     Test(&'a str),
@@ -127,11 +130,9 @@ impl Ask for SetUserPassword<'_> {
             Password::Set(password) => (2, password),
             Password::Test(password) => (3, password),
         };
-        // The 16-byte form is understood by all; the 20-byte form (top bit of the id) only where it is needed.
-        let long = password.len() > 16;
-        let mut data = vec![u8::from(long) << 7 | self.user & 0x3f, operation];
-        data.extend(password.bytes().take(PASSWORD_MAX));
-        data.resize(2 + if long { PASSWORD_MAX } else { 16 }, 0);
+        let mut data = vec![self.user & 0x3f, operation];
+        data.extend(password.bytes().take(PASSWORD_SET_MAX));
+        data.resize(2 + PASSWORD_SET_MAX, 0);
         Request::new(netfn::APP, 0x47, data)
     }
 
@@ -169,11 +170,10 @@ mod tests {
     }
 
     #[test]
-    fn short_passwords_take_the_16_byte_form() {
-        let short = SetUserPassword { user: 3, operation: Password::Set("calvin") }.request().data;
-        assert_eq!((short.len(), short[0], short[1], &short[2..8]), (18, 3, 2, &b"calvin"[..]));
-        let long = SetUserPassword { user: 3, operation: Password::Test("12345678901234567") }.request().data;
-        assert_eq!((long.len(), long[0], long[1]), (22, 0x83, 3));
+    fn passwords_are_filled_up_with_zeros() {
+        let set = SetUserPassword { user: 3, operation: Password::Set("calvin") }.request().data;
+        assert_eq!((set.len(), set[0], set[1], &set[2..9]), (18, 3, 2, &b"calvin\0"[..]));
+        assert_eq!(SetUserPassword { user: 3, operation: Password::Test("x") }.request().data[..3], [3, 3, b'x']);
         assert_eq!(SetUserPassword { user: 3, operation: Password::Enable }.request().data[..2], [3, 1]);
     }
 }

@@ -9,7 +9,6 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket as StdSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command as Process, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -17,9 +16,13 @@ use rackline::bmc::act::Limits;
 use rackline::bmc::rmcp::Pace;
 use rackline::bmc::{Access, Answer, BootDevice, BootOverride, Command, Fleet, Outcome, Power, PowerAction, Settings};
 use rackline::error::Kind;
+use rackline::ipmi::device::{describe, ensure_user};
+use rackline::ipmi::{Completion, Request, Response};
+use rackline::link::BmcUser;
 use rackline::machine::{Firmware, Secret};
 use tokio::net::UdpSocket;
 
+use super::bmc_proxy::{Proxy, Weather};
 use super::bmc_sim::Sim;
 
 /// A loopback address that no other test has: the process id keeps two runs apart, the count two tests.
@@ -81,8 +84,9 @@ while [ $# -gt 0 ]; do
 done
 "#;
 
-/// Full sensor record: name, type, base unit, M, R exponent, upper critical and non-critical threshold (section 43.1).
-fn record(number: u8, name: &str, kind: u8, unit: u8, m: u8, r: u8, critical: u8, warning: u8) -> Vec<u8> {
+/// Full sensor record (section 43.1): sensor type and base unit, M and R exponent, upper critical and non-critical
+/// threshold.
+fn record(number: u8, name: &str, [kind, unit]: [u8; 2], [m, r]: [u8; 2], [critical, warning]: [u8; 2]) -> Vec<u8> {
     let mut body = vec![0x20, 0, number, 3, 1, 0x7f, 0x68, kind, 1];
     body.extend([0x95, 0x7a, 0x95, 0x7a, 0x3f, 0x3f, 0, unit, 0, 0, m, 0, 0, 0, 0, r << 4, 1, 0, 0xff, 0, 0xff, 0]);
     body.extend([255, critical, warning, 0, 0, 0, 2, 2, 0, 0, 0, 0xc0 | name.len() as u8]);
@@ -105,7 +109,7 @@ fn emulation(dir: &Path) -> String {
     for (number, name, kind, unit, m, r, critical, warning, value) in sensors {
         let file = dir.join(format!("sensor{number}.val"));
         fs::write(&file, format!("{value}\n")).unwrap();
-        let record = record(number, name, kind, unit, m, r, critical, warning);
+        let record = record(number, name, [kind, unit], [m, r], [critical, warning]);
         let bytes: Vec<String> = record.iter().map(|b| format!("0x{b:02x}")).collect();
         lines.push(format!("main_sdr_add 0x20 {}", bytes.join(" ")));
         lines.push(format!("sensor_add 0x20 0 {number} {kind} 0x01 poll 200 file \"{}\"", file.display()));
@@ -320,7 +324,7 @@ async fn a_restarted_bmc_is_logged_in_to_again() {
 #[tokio::test]
 async fn a_wrong_password_is_tried_three_times_and_a_new_one_at_once() {
     let sim = IpmiSim::start(None).await;
-    let proxy = Proxy::start(sim.address, Weather::default()).await;
+    let proxy = Proxy::start(address(), sim.address, Weather::default()).await;
     let (fleet, right) = (Fleet::new(settings()), access(proxy.address));
     let wrong = Access { password: Secret::new("guess"), ..right.clone() };
     for _ in 0..6 {
@@ -363,7 +367,7 @@ async fn silence_ends_at_its_deadline_and_is_not_waited_for_again_and_again() {
 #[tokio::test]
 async fn a_third_of_the_packets_may_be_lost() {
     let sim = IpmiSim::start(None).await;
-    let proxy = Proxy::start(sim.address, Weather { loss: 30, ..Weather::default() }).await;
+    let proxy = Proxy::start(address(), sim.address, Weather { loss: 30, ..Weather::default() }).await;
     let pace = Pace { first: Duration::from_millis(60), ..settings().pace };
     let (fleet, access) = (Fleet::new(Settings { pace, ..settings() }), access(proxy.address));
     for round in 0..3 {
@@ -382,7 +386,7 @@ async fn a_third_of_the_packets_may_be_lost() {
 async fn doubled_late_and_made_up_packets_change_nothing() {
     let sim = IpmiSim::start(None).await;
     let weather = Weather { doubled: 50, late: 40, garbage: true, ..Weather::default() };
-    let proxy = Proxy::start(sim.address, weather).await;
+    let proxy = Proxy::start(address(), sim.address, weather).await;
     let (fleet, access) = (Fleet::new(settings()), access(proxy.address));
     for action in [PowerAction::On, PowerAction::Off, PowerAction::On] {
         let (after, _, outcome) = power(&fleet, &access, action).await;
@@ -509,134 +513,80 @@ async fn many_bmcs_at_once_with_few_open_at_a_time() {
     fleet.close().await;
 }
 
-/// What the proxy does to datagrams, in percent; deterministic, since each test has its own seed from here.
-#[derive(Default, Clone, Copy)]
-struct Weather {
-    loss: u32,
-    doubled: u32,
-    /// Held back until after the next one.
-    late: u32,
-    garbage: bool,
-}
-
-struct Proxy {
-    address: SocketAddr,
-    seen: Arc<Seen>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-#[derive(Default)]
-struct Seen {
-    log_ins: AtomicU32,
-    lost: AtomicU32,
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-/// One direction of the proxy.
-struct Way {
-    weather: Weather,
-    dice: u32,
-    held: Option<Vec<u8>>,
-    last: Vec<u8>,
-    /// Each packet again after the next one.
-    replay: bool,
-}
-
-impl Way {
-    fn roll(&mut self, percent: u32) -> bool {
-        // The generator of Numerical Recipes; its upper bits are good enough for weather.
-        self.dice = self.dice.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (self.dice >> 16) % 100 < percent
-    }
-
-    /// What to send on for this packet, in order.
-    fn pass(&mut self, packet: &[u8], seen: &Seen) -> Vec<Vec<u8>> {
-        let weather = self.weather;
-        let mut out = Vec::new();
-        if weather.garbage {
-            let mut bent = packet.to_vec();
-            let at = self.dice as usize % bent.len();
-            bent[at] ^= 0x55;
-            out.extend([b"not IPMI".to_vec(), packet[..packet.len() / 2].to_vec(), Vec::new()]);
-            // Not towards the BMC: ipmi_sim does what it is told as often as it hears it.
-            if self.replay {
-                out.push(std::mem::take(&mut self.last));
-            }
-            // Only within a session: the set-up has no protection of its own but the checksum of UDP.
-            if packet.get(5) == Some(&0xc0) {
-                out.push(bent);
-            }
+/// Sensors of real servers (`main_sdr_add` and `sensor_add` of their BMCs), where the folder of shared data is there.
+#[tokio::test]
+async fn sensors_of_real_servers_are_those_that_ipmitool_reads() {
+    let Some(folder) =
+        Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|p| p.join("shared/data/ipmi")).find(|p| p.is_dir())
+    else {
+        eprintln!("skipped: shared/data/ipmi is not there");
+        return;
+    };
+    for name in ["dell_r630", "dell_r740xd", "quanta_d51"] {
+        let emu = fs::read_to_string(folder.join(name).with_extension("emu")).unwrap();
+        let sim = IpmiSim::start(Some(&emu)).await;
+        let fleet = Fleet::new(settings());
+        let Answer::Sensors { sensors } = fleet.run(&access(sim.address), Command::Sensors).await.unwrap() else {
+            panic!()
+        };
+        let expected = ipmitool(&sim, &["-c", "sdr", "list", "full"]).await;
+        let mut compared = 0;
+        for line in expected.lines() {
+            // name,value,unit,state; a sensor without a value has an empty or textual second field.
+            let fields: Vec<&str> = line.split(',').collect();
+            let Some(value) = fields.get(1).and_then(|v| v.parse::<f64>().ok()) else { continue };
+            let near = |v: f64| (v - value).abs() <= value.abs() * 0.005 + 0.005;
+            let found = sensors.iter().any(|s| s.name == fields[0].trim() && s.value.is_some_and(near));
+            assert!(found, "{name}: {line}; ours: {:?}", sensors.iter().find(|s| s.name == fields[0].trim()));
+            compared += 1;
         }
-        self.last = packet.to_vec();
-        if self.roll(weather.loss) {
-            seen.lost.fetch_add(1, Relaxed);
-            return out;
-        }
-        let held = self.held.take();
-        if held.is_none() && self.roll(weather.late) {
-            self.held = Some(packet.to_vec());
-        } else {
-            out.push(packet.to_vec());
-        }
-        if self.roll(weather.doubled) {
-            out.push(packet.to_vec());
-        }
-        out.extend(held);
-        out
+        assert!(compared >= 15, "{name}: only {compared} sensors have values:\n{expected}");
     }
 }
 
-impl Proxy {
-    async fn start(to: SocketAddr, weather: Weather) -> Self {
-        let front = UdpSocket::bind((address(), 0)).await.unwrap();
-        let address = front.local_addr().unwrap();
-        let seen = Arc::new(Seen::default());
-        let task = tokio::spawn(Self::run(front, to, weather, seen.clone()));
-        Self { address, seen, task }
-    }
+async fn ipmitool(sim: &IpmiSim, words: &[&str]) -> String {
+    let mut tool = tokio::process::Command::new("ipmitool");
+    tool.args(["-I", "lanplus", "-C", "3", "-U", "admin", "-P", "calvin-lab"]);
+    tool.args(["-H", &sim.address.ip().to_string(), "-p", &sim.address.port().to_string()]);
+    let output = tool.args(words).output().await.expect("ipmitool of the Debian package ipmitool");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
 
-    /// One client socket at a time: each new one gets a socket of its own towards the BMC.
-    async fn run(front: UdpSocket, to: SocketAddr, weather: Weather, seen: Arc<Seen>) {
-        let way = |dice, replay| Way { weather, dice, held: None, last: Vec::new(), replay };
-        let (mut there, mut back) = (way(1, false), way(2, true));
-        let mut client = None;
-        let mut rear = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let (mut a, mut b) = ([0u8; 2048], [0u8; 2048]);
-        loop {
-            tokio::select! {
-                Ok((length, from)) = front.recv_from(&mut a) => {
-                    if client.replace(from).is_some_and(|before| before != from) {
-                        rear = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-                    }
-                    let packet = &a[..length];
-                    if packet.get(5) == Some(&0x12) {
-                        seen.log_ins.fetch_add(1, Relaxed);
-                    }
-                    for packet in there.pass(packet, &seen) {
-                        let _ = rear.send_to(&packet, to).await;
-                    }
-                }
-                Ok((length, _)) = rear.recv_from(&mut b) => {
-                    let Some(client) = client else { continue };
-                    for packet in back.pass(&b[..length], &seen) {
-                        let _ = front.send_to(&packet, client).await;
-                    }
-                }
-            }
-        }
-    }
+/// Carries the in-band calls through `ipmitool raw`, so that they meet a real BMC without `/dev/ipmi0`.
+struct Raw<'a>(&'a IpmiSim);
 
-    /// RAKP 1 messages: one per log-in where nothing is lost.
-    fn log_ins(&self) -> u32 {
-        self.seen.log_ins.load(Relaxed)
+impl rackline::ipmi::device::Exchange for Raw<'_> {
+    fn exchange(&mut self, request: &Request) -> rackline::error::Result<Response> {
+        let mut tool = Process::new("ipmitool");
+        tool.args(["-I", "lanplus", "-C", "3", "-U", "admin", "-P", "calvin-lab"]);
+        tool.args(["-H", &self.0.address.ip().to_string(), "-p", &self.0.address.port().to_string(), "raw"]);
+        tool.args([request.netfn, request.cmd].iter().chain(&request.data).map(|b| format!("0x{b:02x}")));
+        let output = tool.output().unwrap();
+        // "Unable to send RAW command (channel=0x0 netfn=0x6 lun=0x0 cmd=0x46 rsp=0xcc): Invalid data field"
+        let trouble = String::from_utf8_lossy(&output.stderr).into_owned();
+        let refused = trouble.split_once("rsp=0x").and_then(|(_, rest)| u8::from_str_radix(rest.get(..2)?, 16).ok());
+        let data = String::from_utf8_lossy(&output.stdout)
+            .split_whitespace()
+            .map(|b| u8::from_str_radix(b, 16).unwrap())
+            .collect();
+        let completion = Completion(refused.unwrap_or(0));
+        assert!(output.status.success() || refused.is_some(), "{trouble}");
+        Ok(Response { netfn: request.netfn | 1, cmd: request.cmd, completion, data })
     }
+}
 
-    fn lost(&self) -> u32 {
-        self.seen.lost.load(Relaxed)
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_made_in_band_can_log_in_over_the_network() {
+    let sim = IpmiSim::start(None).await;
+    let found = tokio::task::block_in_place(|| describe(&mut Raw(&sim))).unwrap();
+    assert_eq!(found.firmware.as_deref(), Some("9.08"));
+    let user = BmcUser { name: "rackline".into(), password: "16-characters-pw".into() };
+    for _ in 0..2 {
+        tokio::task::block_in_place(|| ensure_user(&mut Raw(&sim), &user)).unwrap();
     }
+    let list = ipmitool(&sim, &["user", "list", "1"]).await;
+    let ours: Vec<&str> = list.lines().filter(|line| line.contains("rackline")).collect();
+    assert!(ours.len() == 1 && ours[0].starts_with('3') && ours[0].contains("ADMINISTRATOR"), "{list}");
+    let access = Access { user: user.name, password: Secret::new(user.password), ..access(sim.address) };
+    assert_eq!(power(&Fleet::new(settings()), &access, PowerAction::On).await, (Power::On, true, Outcome::Confirmed));
 }

@@ -1,4 +1,5 @@
 //! Tests against real peers: one binary, one module per subject.
 
 mod bmc;
+mod bmc_proxy;
 mod bmc_sim;
