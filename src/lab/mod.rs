@@ -1,1 +1,223 @@
-//! A virtual rack on one machine.
+//! A virtual rack on one machine: blank servers in QEMU, each with a BMC, their network, and an appliance that brings
+//! them from power-on to delivered.
+//!
+//! ```text
+//!   rackline lab up ── starts and holds a pipe to ──► guard: ends everything when the pipe does
+//!     │ threads: chassis of each machine                netns rackline-NAME
+//!     ├───────────────────────────────────────────────► ipmi_sim  10.77.1.N:623 ─┐ power, boot device:
+//!     ├───────────────────────────────────────────────► qemu      tapN on lab0 ◄─┘ "rackline lab chassis DIR" asks us
+//!     └───────────────────────────────────────────────► rackline serve  10.77.0.1, API on the host's 127.0.0.1:8480
+//! ```
+//!
+//! [`Lab`] is the rack for tests, [`up`] the command. Nothing here is told to the appliance but by the doors that a
+//! real rack has: a purchase list, packets, BMCs, and the public API.
+
+mod activate;
+mod appliance;
+mod bmc;
+mod chassis;
+mod fru;
+mod guard;
+mod lan;
+mod net;
+mod preflight;
+mod qmp;
+mod rack;
+mod report;
+mod spec;
+mod text;
+mod up;
+mod vm;
+mod watch;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+pub use appliance::{Api1, Appliance, ready};
+pub use guard::Guard;
+pub use rack::Chassis;
+pub use spec::{Disk, DiskKind, Machine, MachineSpec, Spec};
+pub use up::{Options, up};
+pub use vm::BootDevice;
+
+use crate::error::{Error, Kind, OrFail, Result};
+use rack::Rack;
+
+/// `rackline lab …`
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Start a virtual rack and bring its machines from power-on to delivered
+    Up(Options),
+    /// Chassis control of a lab's BMC, run by ipmi_sim
+    #[command(hide = true)]
+    Chassis {
+        dir: PathBuf,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// LAN parameters of a lab's BMC, run by ipmi_sim
+    #[command(hide = true)]
+    Lan {
+        file: PathBuf,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Ends what a lab leaves behind, run by the lab
+    #[command(hide = true)]
+    Guard { name: String, dir: PathBuf, lab: u32 },
+    /// Hands a listening socket over, run by the lab
+    #[command(hide = true)]
+    Activate {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+}
+
+pub async fn main(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Up(options) => up(options).await,
+        Command::Chassis { dir, arguments } => chassis::main(&dir, arguments),
+        Command::Lan { file, arguments } => lan::main(&file, &arguments),
+        Command::Guard { name, dir, lab } => guard::main(&name, &dir, lab),
+        Command::Activate { command } => activate::main(&command),
+    }
+}
+
+/// A running rack. Dropping it takes everything down; so does the end of the process, however it comes.
+pub struct Lab {
+    pub spec: Spec,
+    pub machines: Vec<Machine>,
+    pub appliance: Appliance,
+    rack: Rack,
+    bmcs: Vec<Child>,
+    guard: Guard,
+}
+
+impl Lab {
+    /// Network, BMCs and blank machines, all powered off; the appliance is configured and not started.
+    pub fn start(spec: Spec) -> Result<Lab> {
+        spec.check()?;
+        preflight::check(&spec)?;
+        let guard = Guard::start(&spec)?;
+        Self::build(spec, guard)
+    }
+
+    /// With a guard that the caller keeps too, to end the lab in the middle of this.
+    pub fn build(spec: Spec, guard: Guard) -> Result<Lab> {
+        let machines = Machine::all(&spec);
+        fresh(&spec, &machines)?;
+        let password = uuid::Uuid::new_v4().simple().to_string()[..16].to_owned();
+        let written = bmc::write_secret(&password_file(&spec.dir), &password);
+        written.or_fail(Kind::Config, "lab.dir", || "cannot write the BMCs' password")?;
+        net::make(&guard, &spec.netns(), &machines)?;
+        let rack = Rack::start(&machines, &spec.netns(), &guard)?;
+        let mut bmcs = Vec::new();
+        for machine in &machines {
+            vm::make_disks(machine)?;
+            bmcs.push(bmc::start(&guard, &spec.netns(), &spec.binary, machine, &password)?);
+        }
+        for (machine, process) in machines.iter().zip(&mut bmcs) {
+            bmc::wait(&guard, machine, process)?;
+        }
+        let appliance = Appliance::prepare(&guard, &spec, &machines, &password)?;
+        Ok(Lab { spec, machines, appliance, rack, bmcs, guard })
+    }
+
+    /// The machine of this number, counted from 1, as its BMC holds it.
+    pub fn chassis(&self, number: usize) -> Result<&Chassis> {
+        let found = number.checked_sub(1).and_then(|i| self.rack.chassis.get(i));
+        found.ok_or_else(|| Error::not_found("lab.machine", format!("the lab has no machine {number}")))
+    }
+
+    pub fn machine(&self, number: usize) -> Result<&Machine> {
+        let found = number.checked_sub(1).and_then(|i| self.machines.get(i));
+        found.ok_or_else(|| Error::not_found("lab.machine", format!("the lab has no machine {number}")))
+    }
+
+    /// All that the machine has printed so far, without control sequences.
+    pub fn console(&self, number: usize) -> Result<String> {
+        let bytes = fs::read(self.machine(number)?.console()).unwrap_or_default();
+        Ok(text::plain(&String::from_utf8_lossy(&bytes)))
+    }
+
+    /// `ipmitool` against the machine's BMC; what it printed.
+    pub fn ipmitool(&self, number: usize, arguments: &[&str]) -> Result<String> {
+        let failed = || format!("ipmitool {} failed", arguments.join(" "));
+        let mut command = net::inside(&self.spec.netns(), "ipmitool");
+        command.args(["-I", "lanplus", "-C", "3", "-U", spec::BMC_USER, "-H"]);
+        command.arg(self.machine(number)?.bmc_address().to_string()).arg("-f").arg(password_file(&self.spec.dir));
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Bounded by ipmitool itself: four tries of a second each.
+        let output = self.guard.spawn(&mut command)?.wait_with_output();
+        let output = output.or_fail(Kind::Internal, "lab.ipmitool", failed)?;
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            false => Err(Error::refused("lab.ipmitool", failed())
+                .because(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+        }
+    }
+
+    /// Waits until `done` says so, at most `within`.
+    pub fn wait_until(&self, what: &str, within: Duration, mut done: impl FnMut(&Lab) -> bool) -> Result<()> {
+        let deadline = Instant::now() + within;
+        while !done(self) {
+            self.guard.check()?;
+            if Instant::now() > deadline {
+                return Err(Error::unreachable("lab.wait", format!("{what}: not within {} s", within.as_secs())));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Ends all processes and deletes the namespace; the directory with logs and disks stays.
+    pub fn stop(mut self) -> Result<()> {
+        self.take_down()
+    }
+
+    fn take_down(&mut self) -> Result<()> {
+        let stopped = self.appliance.stop();
+        let finished = self.guard.finish();
+        self.rack.stop();
+        for process in &mut self.bmcs {
+            let _ = process.wait();
+        }
+        stopped.and(finished)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if let Err(e) = self.take_down() {
+            tracing::error!("{e:?}");
+        }
+    }
+}
+
+pub fn password_file(dir: &Path) -> PathBuf {
+    dir.join("bmc.password")
+}
+
+/// Empty directories for the machines and for the appliance's state: each start is a delivery of blank machines.
+fn fresh(spec: &Spec, machines: &[Machine]) -> Result<()> {
+    let failed = || format!("cannot empty {}", spec.dir.display());
+    let nodes = fs::read_dir(&spec.dir).or_fail(Kind::Config, "lab.dir", failed)?;
+    let old = nodes.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("node-")).map(|e| e.path());
+    for dir in old.chain([spec.dir.join("state")]) {
+        match fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::config("lab.dir", failed()).because(e));
+            }
+            _ => {}
+        }
+    }
+    let _ = fs::remove_file(spec.dir.join("appliance.log"));
+    for machine in machines {
+        let made = fs::create_dir_all(&machine.dir).and_then(|()| fs::create_dir_all(&machine.run));
+        made.or_fail(Kind::Config, "lab.dir", failed)?;
+    }
+    Ok(())
+}

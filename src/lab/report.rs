@@ -1,0 +1,206 @@
+//! What came of it: for each machine what it is now and how that is known, and where the time went.
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::appliance::Api1;
+use super::text::plain;
+use super::watch::{End, Watched};
+use super::{Lab, Machine};
+use crate::api::view::{MachineView, StageTime};
+use crate::error::{Kind, OrFail, Result};
+use crate::link::{Check, Deployed, Measured, Problem};
+use crate::machine::{Firmware, Role};
+
+/// How much of a broken machine's console is shown.
+const CONSOLE_LINES: usize = 12;
+
+#[derive(Debug, Serialize)]
+pub struct Report {
+    lab: String,
+    outcome: &'static str,
+    /// From the first power-on to the last delivery, or to the end of the watch.
+    seconds: f64,
+    machines: Vec<Entry>,
+}
+
+#[derive(Debug, Serialize)]
+struct Entry {
+    name: String,
+    firmware: Firmware,
+    role: Role,
+    state: String,
+    /// From power-on to delivered.
+    seconds: Option<f64>,
+    stages: Vec<StageTime>,
+    serial: Option<String>,
+    model: Option<String>,
+    kernel: Option<String>,
+    address: Option<std::net::IpAddr>,
+    deployed: Option<Deployed>,
+    checks: Vec<Check>,
+    measured: Vec<Measured>,
+    waiting: Option<String>,
+    problem: Option<Problem>,
+    console: Vec<String>,
+    passport: Option<Value>,
+}
+
+impl Report {
+    pub async fn collect(api: &Api1, lab: &Lab, watched: Watched) -> Result<Report> {
+        let mut machines = Vec::new();
+        for machine in &lab.machines {
+            let Some(seen) = watched.views.iter().find(|v| v.name == machine.name()) else { continue };
+            // The list is short; the machine's own page has inventory, checks and passport.
+            let view = api.machine(seen.id).await?;
+            machines.push(entry(machine, view, watched.seconds.get(&machine.name()).copied()));
+        }
+        Ok(Report {
+            lab: lab.spec.name.clone(),
+            outcome: watched.end.name(),
+            seconds: watched.total.as_secs_f64(),
+            machines,
+        })
+    }
+
+    pub fn json(&self) -> Result<String> {
+        serde_json::to_string_pretty(self).or_fail(Kind::Internal, "lab.report", || "the report has no JSON form")
+    }
+
+    pub fn text(&self) -> String {
+        let mut text: String = self.machines.iter().map(|m| m.text() + "\n").collect();
+        text += &self.table().to_string();
+        let machines = self.machines.len();
+        text += &match self.outcome {
+            o if o == End::Delivered.name() => format!("\nall {machines} delivered in {:.1} s", self.seconds),
+            outcome => format!("\nnot all delivered after {:.1} s: {outcome}", self.seconds),
+        };
+        text
+    }
+
+    /// Stages down, machines across, seconds in the cells.
+    fn table(&self) -> Table {
+        let mut stages: Vec<&str> = Vec::new();
+        for stage in self.machines.iter().flat_map(|m| &m.stages) {
+            if !stages.contains(&stage.state.as_str()) {
+                stages.push(&stage.state);
+            }
+        }
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_BORDERS_ONLY);
+        table.set_header(std::iter::once("seconds").chain(self.machines.iter().map(|m| m.name.as_str())));
+        for stage in stages {
+            let spent = self.machines.iter().map(|m| {
+                let times = m.stages.iter().filter(|s| s.state == stage).map(|s| s.seconds);
+                times.reduce(|a, b| a + b).map_or_else(|| "-".to_owned(), |s| format!("{s:.1}"))
+            });
+            table.add_row(std::iter::once(stage.to_owned()).chain(spent));
+        }
+        let total = self.machines.iter().map(|m| m.seconds.map_or_else(|| "-".to_owned(), |s| format!("{s:.1}")));
+        table.add_row(std::iter::once("power-on to delivered".to_owned()).chain(total));
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        table
+    }
+}
+
+fn entry(machine: &Machine, view: MachineView, seconds: Option<f64>) -> Entry {
+    let system = view.inventory.as_ref().map(|i| &i.system);
+    let model = system.and_then(|s| Some(format!("{} {}", s.manufacturer.as_deref()?, s.product.as_deref()?)));
+    Entry {
+        name: machine.name(),
+        firmware: machine.spec.firmware,
+        role: view.role.unwrap_or(machine.spec.role),
+        seconds,
+        serial: view.serial.as_ref().map(ToString::to_string),
+        model,
+        kernel: view.inventory.as_ref().map(|i| i.kernel.clone()),
+        address: view.address,
+        deployed: view.passport.as_ref().and_then(deployed),
+        waiting: view.waiting.map(|w| w.reason),
+        console: if view.state == "delivered" { Vec::new() } else { machine.console_tail(CONSOLE_LINES) },
+        stages: view.times,
+        state: view.state,
+        checks: view.checks,
+        measured: view.measured,
+        problem: view.problem,
+        passport: view.passport,
+    }
+}
+
+/// The record of the write, wherever the passport keeps it.
+fn deployed(passport: &Value) -> Option<Deployed> {
+    if let Ok(found) = serde_json::from_value(passport.clone()) {
+        return Some(found);
+    }
+    match passport {
+        Value::Object(fields) => fields.values().find_map(deployed),
+        Value::Array(items) => items.iter().find_map(deployed),
+        _ => None,
+    }
+}
+
+impl Entry {
+    fn text(&self) -> String {
+        let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "?".to_owned());
+        let mut lines = vec![format!(
+            "{}  {} {} host, {}: {}, serial {}, kernel {}",
+            self.name,
+            self.firmware,
+            self.role,
+            self.state,
+            known(&self.model),
+            known(&self.serial),
+            known(&self.kernel)
+        )];
+        lines.extend(self.deployed.as_ref().map(written));
+        lines.extend(self.checks.iter().map(|c| {
+            let mark = if c.passed { "ok    " } else { "FAILED" };
+            let expected = if c.passed { String::new() } else { format!(" (expected {})", c.expected) };
+            format!("  {mark} {:20} {:6.1} s  {}{expected}", c.id, c.seconds, c.found)
+        }));
+        let measured: Vec<String> =
+            self.measured.iter().map(|m| format!("{} {} {}", m.name, Short(m.value), m.unit)).collect();
+        if !measured.is_empty() {
+            lines.push(format!("  measured {}", measured.join(", ")));
+        }
+        if let Some(problem) = &self.problem {
+            lines.push(format!("  problem [{}] {}", problem.code, problem.title));
+            lines.extend(problem.causes.iter().map(|cause| format!("    because {cause}")));
+            lines.extend(problem.hint.iter().map(|hint| format!("  hint: {hint}")));
+        }
+        lines.extend(self.waiting.iter().map(|reason| format!("  waiting: {reason}")));
+        lines.extend(self.console.iter().map(|line| format!("  console | {line}")));
+        plain(&lines.join("\n")) + "\n"
+    }
+}
+
+fn written(d: &Deployed) -> String {
+    let rate = d.written_bytes as f64 / d.write_seconds.max(1e-3);
+    let serial = d.serial.as_ref().map_or_else(String::new, |s| format!(" ({s})"));
+    let dd = d
+        .dd_bytes_per_second
+        .map_or_else(String::new, |dd| format!(", dd {:.1} MB/s, ratio {:.2}", dd / 1e6, rate / dd.max(1.0)));
+    format!(
+        "  image {} on {}{serial}: {} MiB written in {:.1} s, {:.1} MB/s{dd}; {} MiB read back in {:.1} s",
+        d.manifest,
+        d.disk,
+        d.written_bytes >> 20,
+        d.write_seconds,
+        rate / 1e6,
+        d.read_back_bytes >> 20,
+        d.read_back_seconds
+    )
+}
+
+/// Three digits after the point at most, and none where there is nothing.
+struct Short(f64);
+
+impl std::fmt::Display for Short {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = format!("{:.3}", self.0);
+        f.write_str(text.trim_end_matches('0').trim_end_matches('.'))
+    }
+}

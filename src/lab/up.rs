@@ -1,0 +1,251 @@
+//! `rackline lab up`: from nothing to delivered machines and a report, in one command.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::appliance::{Api1, ready};
+use super::report::Report;
+use super::spec::{BMC_USER, Disk, DiskKind, MachineSpec, Spec};
+use super::watch::{self, End};
+use super::{Guard, Lab, password_file, preflight, text};
+use crate::error::{Kind, OrFail, Result};
+use crate::machine::{Firmware, Role};
+
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Number of machines
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=super::spec::MAX_MACHINES as i64))]
+    machines: u8,
+    /// What the machines become: kvm, docker or ovs; given more than once, in turn [default: all in turn]
+    #[arg(long)]
+    role: Vec<Role>,
+    /// How the machines boot; mixed: one by BIOS, two by UEFI, and so on
+    #[arg(long, value_enum, default_value_t = Boots::Mixed)]
+    firmware: Boots,
+    /// Memory of each machine
+    #[arg(long, value_name = "SIZE", default_value = "2G", value_parser = text::size)]
+    memory: u64,
+    /// Disk of each machine
+    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = text::size)]
+    disk: u64,
+    /// Name of the lab; labs of different names run side by side
+    #[arg(long, default_value = "lab")]
+    name: String,
+    /// Where disks, logs and the appliance's state go [default: var/lab/NAME]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Where built images are
+    #[arg(long, value_name = "DIR", default_value = "var/cache")]
+    images: PathBuf,
+    /// Seconds until all machines must be delivered
+    #[arg(long, value_name = "SECONDS", default_value_t = 1200, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: u64,
+    /// On how many machines the image write is compared with dd
+    #[arg(long, value_enum, default_value_t = Compare::One)]
+    dd: Compare,
+    /// Take the lab down after the report
+    #[arg(long)]
+    once: bool,
+    /// Print the report as one JSON document, and nothing else
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Boots {
+    Bios,
+    Uefi,
+    Mixed,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Compare {
+    None,
+    One,
+    All,
+}
+
+impl Options {
+    fn spec(&self) -> Result<Spec> {
+        let absolute = |path: PathBuf| {
+            std::path::absolute(&path).or_fail(Kind::Input, "lab.paths", || format!("{} is no path", path.display()))
+        };
+        let binary = std::env::current_exe().or_fail(Kind::Internal, "lab.paths", || "cannot find the own program")?;
+        let roles = if self.role.is_empty() { Role::ALL.to_vec() } else { self.role.clone() };
+        let boots = match self.firmware {
+            Boots::Bios => vec![Firmware::Bios],
+            Boots::Uefi => vec![Firmware::Uefi],
+            Boots::Mixed => vec![Firmware::Bios, Firmware::Uefi, Firmware::Uefi],
+        };
+        let machines = roles.iter().cycle().zip(boots.iter().cycle()).take(usize::from(self.machines));
+        let spec = Spec {
+            name: self.name.clone(),
+            dir: absolute(self.dir.clone().unwrap_or_else(|| PathBuf::from("var/lab").join(&self.name)))?,
+            cache: absolute(self.images.clone())?,
+            binary,
+            machines: machines
+                .map(|(role, firmware)| MachineSpec {
+                    role: *role,
+                    firmware: *firmware,
+                    memory_bytes: self.memory,
+                    disks: vec![Disk { bytes: self.disk, kind: DiskKind::Nvme }],
+                    listed_password: None,
+                })
+                .collect(),
+        };
+        spec.check()?;
+        Ok(spec)
+    }
+
+    fn compares(&self, number: u8) -> bool {
+        match self.dd {
+            Compare::None => false,
+            Compare::One => number == 1,
+            Compare::All => true,
+        }
+    }
+}
+
+/// Ctrl-C, a service manager, a closed terminal.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let [a, b, c] =
+            kinds.map(|kind| signal(kind).or_fail(Kind::Internal, "lab.signal", || "cannot listen for signals"));
+        Ok(Self([a?, b?, c?]))
+    }
+
+    async fn any(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+/// What a shell reports for a program that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
+
+pub async fn up(options: Options) -> Result<ExitCode> {
+    let mut signals = Signals::listen()?;
+    let spec = options.spec()?;
+    preflight::check(&spec)?;
+    note(format!("lab {}: {} machines in {}", spec.name, spec.machines.len(), spec.dir.display()));
+    let (guarded, guard) = {
+        let spec = spec.clone();
+        let starting = tokio::task::spawn_blocking(move || Guard::start(&spec).map(|guard| (guard.clone(), guard)));
+        // Where this is interrupted, the guard sees the end of this process.
+        tokio::select! {
+            guard = starting => guard.or_fail(Kind::Internal, "lab.guard", || "the lab's start was cut short")??,
+            () = signals.any() => return Ok(ExitCode::from(INTERRUPTED)),
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = run(&options, spec, guarded) => outcome,
+        () = signals.any() => {
+            note("stopping".to_owned());
+            Ok(ExitCode::from(INTERRUPTED))
+        }
+    };
+    let finished = tokio::task::spawn_blocking(move || guard.finish()).await;
+    finished.or_fail(Kind::Internal, "lab.cleanup", || "the clean-up was cut short")??;
+    outcome
+}
+
+async fn run(options: &Options, spec: Spec, guard: Guard) -> Result<ExitCode> {
+    let start = Instant::now();
+    let building = tokio::task::spawn_blocking(move || Lab::build(spec, guard));
+    let mut lab = building.await.or_fail(Kind::Internal, "lab.build", || "the lab's start was cut short")??;
+    note(format!("{:5.1} s  network, BMCs and blank machines are there", start.elapsed().as_secs_f64()));
+    lab.appliance.start()?;
+    let api = Api1::new(lab.appliance.address)?;
+    let views = ready(&api, &mut lab.appliance, &lab.machines).await?;
+    note(format!("{:5.1} s  the appliance answers at http://{}", start.elapsed().as_secs_f64(), lab.appliance.address));
+    let powered = Instant::now();
+    for machine in &lab.machines {
+        let Some(view) = views.iter().find(|v| v.name == machine.name()) else { continue };
+        api.deploy(view.id, machine.spec.role, options.compares(machine.number)).await?;
+        api.power(view.id, "on").await?;
+    }
+    let timeout = Duration::from_secs(options.timeout);
+    let watched = watch::until_delivered(&api, &mut lab, powered, timeout).await?;
+    let end = watched.end;
+    let report = Report::collect(&api, &lab, watched).await?;
+    match options.json {
+        true => println!("{}", report.json()?),
+        false => println!("{}", report.text()),
+    }
+    if !options.once {
+        stay(&lab).await;
+    }
+    Ok(if end == End::Delivered { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Until a signal ends the whole of [`run`].
+async fn stay(lab: &Lab) {
+    let (address, dir) = (lab.appliance.address, lab.spec.dir.display());
+    note(format!("\nThe lab stays up until Ctrl-C.\n  console        http://{address}/"));
+    for command in ["machine list", "machine show node-01", "machine release node-01"] {
+        note(format!("  command line   rackline --server http://{address} {command}"));
+    }
+    note(format!("  serial console tail -f {dir}/node-01/console.log"));
+    note(format!(
+        "  BMC            ip netns exec {} ipmitool -I lanplus -C 3 -H {} -U {BMC_USER} -f {} power status",
+        lab.spec.netns(),
+        lab.machines.first().map_or_else(String::new, |m| m.bmc_address().to_string()),
+        password_file(&lab.spec.dir).display()
+    ));
+    std::future::pending::<()>().await;
+}
+
+/// For the person who waits; standard output is for the report alone.
+fn note(line: String) {
+    eprintln!("{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn spec(line: &[&str]) -> Result<Spec> {
+        Line::parse_from([&["up"], line].concat()).options.spec()
+    }
+
+    #[test]
+    fn three_machines_of_all_roles_and_both_kinds_of_firmware() {
+        let machines = spec(&[]).unwrap().machines;
+        let found: Vec<_> = machines.iter().map(|m| (m.firmware, m.role)).collect();
+        let expected = [(Firmware::Bios, Role::Kvm), (Firmware::Uefi, Role::Docker), (Firmware::Uefi, Role::Ovs)];
+        assert_eq!(found, expected);
+        assert_eq!(machines[0].memory_bytes, 2 << 30);
+    }
+
+    #[test]
+    fn one_role_for_all() {
+        let machines = spec(&["--machines", "5", "--role", "docker", "--firmware", "uefi"]).unwrap().machines;
+        assert!(machines.len() == 5 && machines.iter().all(|m| m.role == Role::Docker && m.firmware == Firmware::Uefi));
+    }
+
+    #[test]
+    fn names_that_are_no_namespace_are_refused() {
+        assert_eq!(spec(&["--name", "../x"]).unwrap_err().code(), "lab.name");
+        assert_eq!(spec(&["--memory", "64M"]).unwrap_err().code(), "lab.memory");
+        assert!(Line::try_parse_from(["up", "--machines", "0"]).is_err());
+    }
+}

@@ -1,0 +1,184 @@
+//! The virtual rack itself: BMCs that really drive the machines, and nothing left when a lab ends, however it ends.
+//! Needs root, QEMU, `ipmi_sim` and `ipmitool`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rackline::lab::{BootDevice, Disk, DiskKind, Lab, MachineSpec, Spec};
+use rackline::machine::{Firmware, Role};
+
+/// A lab of this name in a directory that goes with the test.
+fn spec(name: &str, machines: usize, dir: &Path) -> Spec {
+    let machine = MachineSpec {
+        role: Role::Kvm,
+        firmware: Firmware::Bios,
+        memory_bytes: 512 << 20,
+        disks: vec![Disk { bytes: 1 << 30, kind: DiskKind::Nvme }],
+        listed_password: None,
+    };
+    Spec {
+        name: format!("{name}-{}", std::process::id()),
+        dir: dir.join(name),
+        cache: dir.join("cache"),
+        binary: PathBuf::from(env!("CARGO_BIN_EXE_rackline")),
+        machines: vec![machine; machines],
+    }
+}
+
+/// A boot sector that prints `DISK!` by the firmware's teletype call (int 10h, ah=0eh) and halts.
+fn bootable(disk: &Path) {
+    let mut sector = [0u8; 512];
+    // mov si, 7c11h; next: lodsb; or al, al; jz stop; mov ah, 0eh; int 10h; jmp next; stop: hlt; jmp stop
+    let code = [0xbe, 0x11, 0x7c, 0xac, 0x08, 0xc0, 0x74, 0x06, 0xb4, 0x0e, 0xcd, 0x10, 0xeb, 0xf5, 0xf4, 0xeb, 0xfd];
+    sector[..code.len()].copy_from_slice(&code);
+    sector[0x11..0x18].copy_from_slice(b"DISK!\r\n");
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    use std::os::unix::fs::FileExt;
+    std::fs::OpenOptions::new().write(true).open(disk).unwrap().write_all_at(&sector, 0).unwrap();
+}
+
+/// Processes whose environment names the lab.
+fn left(name: &str) -> Vec<String> {
+    let mark = format!("RACKLINE_LAB_PROCESS={name}\0");
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let marked = all.filter(|p| {
+        let environment = std::fs::read(p.path().join("environ")).unwrap_or_default();
+        environment.windows(mark.len()).any(|w| w == mark.as_bytes())
+    });
+    marked.map(|p| p.file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn nothing_left(name: &str) -> bool {
+    left(name).is_empty()
+        && !Path::new("/run/netns").join(format!("rackline-{name}")).exists()
+        && !Path::new("/run/rackline").join(name).exists()
+}
+
+fn times(text: &str, part: &str) -> usize {
+    text.matches(part).count()
+}
+
+#[test]
+fn a_bmc_switches_its_machine_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let lab = Lab::start(spec("power", 2, dir.path())).unwrap();
+    let (first, second) = (lab.chassis(1).unwrap(), lab.chassis(2).unwrap());
+    assert!(lab.ipmitool(1, &["power", "status"]).unwrap().contains("is off"));
+    lab.ipmitool(1, &["power", "on"]).unwrap();
+    assert!(first.is_on() && !second.is_on());
+    assert!(lab.ipmitool(1, &["power", "status"]).unwrap().contains("is on"));
+    assert!(lab.ipmitool(2, &["power", "status"]).unwrap().contains("is off"));
+
+    let running = first.process_id();
+    lab.ipmitool(1, &["power", "cycle"]).unwrap();
+    lab.wait_until("a new QEMU", Duration::from_secs(20), |_| first.is_on() && first.process_id() != running).unwrap();
+    lab.ipmitool(1, &["power", "off"]).unwrap();
+    lab.wait_until("power off", Duration::from_secs(10), |_| !first.is_on()).unwrap();
+
+    let fru = lab.ipmitool(2, &["fru", "print"]).unwrap();
+    assert!(fru.contains("LW77S00002") && fru.contains("Labworks"), "{fru}");
+    let sensors = lab.ipmitool(2, &["sdr", "elist"]).unwrap();
+    assert!(sensors.contains("CPU0 Temp") && sensors.contains("42 degrees C"), "{sensors}");
+    lab.stop().unwrap();
+}
+
+#[test]
+fn a_boot_device_holds_for_one_boot() {
+    let dir = tempfile::tempdir().unwrap();
+    let lab = Lab::start(spec("boot", 1, dir.path())).unwrap();
+    bootable(&lab.machines[0].disk(0));
+    let chassis = lab.chassis(1).unwrap();
+    let console = |part: &str| times(&lab.console(1).unwrap(), part);
+    let within = Duration::from_secs(60);
+
+    lab.ipmitool(1, &["chassis", "bootdev", "disk"]).unwrap();
+    lab.ipmitool(1, &["power", "on"]).unwrap();
+    lab.wait_until("the disk", within, |_| console("DISK!") == 1).unwrap();
+    assert_eq!(chassis.boot_device(), BootDevice::None);
+    assert_eq!(console("Booting from ROM"), 0);
+
+    // The firmware's own order has the network first.
+    lab.ipmitool(1, &["power", "reset"]).unwrap();
+    lab.wait_until("the network", within, |_| console("Booting from ROM") == 1).unwrap();
+    assert_eq!(console("DISK!"), 1);
+
+    // Set while the machine runs, it holds for the next reset.
+    lab.ipmitool(1, &["chassis", "bootdev", "disk"]).unwrap();
+    assert_eq!(chassis.boot_device(), BootDevice::Disk);
+    lab.ipmitool(1, &["power", "reset"]).unwrap();
+    lab.wait_until("the disk again", within, |_| console("DISK!") == 2).unwrap();
+    assert_eq!(chassis.boot_device(), BootDevice::None);
+    lab.stop().unwrap();
+}
+
+#[test]
+fn a_stopped_lab_leaves_only_its_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = spec("stop", 1, dir.path());
+    let name = spec.name.clone();
+    let lab = Lab::start(spec.clone()).unwrap();
+    lab.ipmitool(1, &["power", "on"]).unwrap();
+    assert_eq!(left(&name).len(), 2, "one BMC and one machine");
+
+    let refused = Lab::start(spec.clone()).map(drop).unwrap_err();
+    assert_eq!(refused.code(), "lab.running", "{refused:?}");
+    assert!(lab.chassis(1).unwrap().is_on());
+
+    lab.stop().unwrap();
+    assert!(nothing_left(&name), "{:?}", left(&name));
+    assert!(spec.dir.join("node-01/lan.conf").exists());
+    Lab::start(spec).unwrap().stop().unwrap();
+}
+
+/// Runs `lab up` until its network is there.
+fn running(name: &str, dir: &Path) -> std::process::Child {
+    let mut lab = Command::new(env!("CARGO_BIN_EXE_rackline"))
+        .args(["lab", "up", "--machines", "2", "--memory", "512M", "--name", name, "--dir"])
+        .arg(dir.join(name))
+        .arg("--images")
+        .arg(dir.join("cache"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while left(name).is_empty() {
+        assert!(Instant::now() < deadline && lab.try_wait().unwrap().is_none(), "the lab does not start");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    lab
+}
+
+#[test]
+fn a_killed_lab_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = format!("kill-{}", std::process::id());
+    let mut lab = running(&name, dir.path());
+    lab.kill().unwrap();
+    lab.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !nothing_left(&name) {
+        assert!(Instant::now() < deadline, "left: {:?}", left(&name));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn ctrl_c_during_the_start_takes_the_lab_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = format!("int-{}", std::process::id());
+    let mut lab = running(&name, dir.path());
+    let pid = rustix::process::Pid::from_child(&lab);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let status = loop {
+        if let Some(status) = lab.try_wait().unwrap() {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "the lab does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(status.code(), Some(130));
+    assert!(nothing_left(&name), "left: {:?}", left(&name));
+}
