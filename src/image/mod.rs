@@ -1,14 +1,30 @@
 //! Images: the chunked and signed format, the recipes they are built from, the build itself and the catalogue.
 //!
 //! [`manifest`], [`chunk`] and [`sign`] are the format and what the agent needs of it; the others run on the appliance.
+//! A build goes [`recipe`] → [`root`] (packages in a directory) → [`disk`] (a raw disk) → [`chunk`] (compressed) →
+//! [`catalogue`]; the agent's own system goes [`recipe`] → [`ram`].
 
 pub mod chunk;
 pub mod manifest;
 pub mod sign;
+pub mod cache;
+pub mod catalogue;
+pub mod recipe;
+pub mod build;
+pub mod ram;
+pub mod tool;
+mod cpio;
+mod disk;
+mod root;
 
+pub use build::{Built, Options, build};
+pub use cache::Cache;
+pub use catalogue::{Catalogue, Entry};
 pub use chunk::verify_and_decompress;
 pub use manifest::{Chunk, Manifest, SignedManifest};
+pub use ram::RamSystem;
 pub use sign::{PublicKey, SigningKey};
+pub use tool::{Progress, Step};
 
 use crate::error::Error;
 
@@ -16,9 +32,9 @@ use crate::error::Error;
 fn disk_full(e: std::io::Error, doing: &str) -> Error {
     match e.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            Error::config("image.disk-full", format!("the disk is full: {doing} stopped")).because(e).hint(
-                "make room, or use another cache: set RACKLINE_CACHE to a folder with 10 GB; `rackline image prune`",
-            )
+            Error::config("image.disk-full", format!("the disk is full: {doing} stopped"))
+                .because(e)
+                .hint("make room, or set RACKLINE_CACHE to a folder with 10 GB of it")
         }
         _ => Error::config("image.io", format!("{doing} failed")).because(e),
     }

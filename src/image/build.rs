@@ -1,0 +1,218 @@
+//! From a recipe to something that can be served: layers beneath it first, each built once, then the result.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::cache::Cache;
+use super::catalogue::{Catalogue, DATA, Entry, MANIFEST};
+use super::chunk::{PackOptions, Packed, pack};
+use super::disk::{self, Kernel};
+use super::manifest::{Boot, DEFAULT_CHUNK_SIZE, Manifest, SignedManifest};
+use super::ram::{self, RamSystem};
+use super::recipe::{Recipe, Shape};
+use super::root::{self, Sources};
+use super::sign::SigningKey;
+use super::tool::{Progress, Tools};
+use crate::error::{Error, Kind, OrFail, Result};
+use crate::machine::Firmware;
+
+/// zstd level of the data file.
+const LEVEL: i32 = 9;
+const ARCH: &str = "amd64";
+const RECIPE_LABEL: &str = "recipe";
+
+pub struct Options<'a> {
+    /// The folder of recipes, `images/`.
+    pub recipes: &'a Path,
+    /// Which of them.
+    pub name: &'a str,
+    pub cache: &'a Cache,
+    /// Signs the manifest of a disk image.
+    pub key: &'a SigningKey,
+    /// Instead of the mirrors of this machine.
+    pub mirror: Option<&'a str>,
+    /// Build again even if nothing of the recipe changed: packages may have.
+    pub refresh: bool,
+}
+
+/// What was built, or found as built before.
+#[derive(Debug, Clone)]
+pub enum Built {
+    Layer(PathBuf),
+    Disk(Box<Entry>),
+    Ram(RamSystem),
+}
+
+/// Builds what the recipe says, unless it is there already.
+pub fn build(options: &Options, progress: &dyn Progress) -> Result<Built> {
+    let recipe = Recipe::load(options.recipes, options.name)?;
+    Builder { options, progress }.recipe(&recipe, options.refresh)
+}
+
+struct Builder<'a> {
+    options: &'a Options<'a>,
+    progress: &'a dyn Progress,
+}
+
+impl Builder<'_> {
+    fn recipe(&self, recipe: &Recipe, refresh: bool) -> Result<Built> {
+        let tools = Tools::new(&recipe.name, self.options.cache.log(&recipe.name), self.progress)?;
+        let _lock = self.options.cache.lock(&tools, &recipe.name)?;
+        if !refresh && let Some(built) = self.find(recipe)? {
+            return Ok(built);
+        }
+        if !rustix::process::geteuid().is_root() {
+            return Err(Error::config(
+                "image.root",
+                "building an image needs root: it owns the files of the new system",
+            )
+            .hint(format!("sudo rackline image build {}", recipe.name)));
+        }
+        let parent = match &recipe.parent {
+            None => None,
+            Some(parent) => match self.recipe(parent, refresh)? {
+                Built::Layer(folder) => Some(folder),
+                _ => return Err(Error::internal("image.recipe", "a recipe extends what is not a layer")),
+            },
+        };
+        let work = self.options.cache.work(&recipe.name)?;
+        match (&recipe.ram, &parent) {
+            (Some(ram), Some(parent)) => {
+                let out = work.path().join("out");
+                fs::create_dir(&out).map_err(|e| super::disk_full(e, "making the RAM system"))?;
+                ram::build(&tools, recipe, ram, parent, &out, work.path())?;
+                let target = self.ram_folder(recipe)?;
+                self.options.cache.publish(&out, &target)?;
+                RamSystem::open(&target).map(Built::Ram)
+            }
+            _ => self.system(&tools, recipe, parent.as_deref(), work.path()),
+        }
+    }
+
+    /// What an earlier build of the same recipe left.
+    fn find(&self, recipe: &Recipe) -> Result<Option<Built>> {
+        match recipe.shape {
+            Shape::Layer => Ok(Some(self.layer_folder(recipe)?).filter(|p| p.is_dir()).map(Built::Layer)),
+            Shape::Ram => Ok(RamSystem::open(&self.ram_folder(recipe)?).ok().map(Built::Ram)),
+            Shape::Disk => {
+                let images = self.options.cache.folder("images")?;
+                let catalogue = Catalogue::open(&images, &[self.options.key.public()])?;
+                let key = recipe.key.to_string();
+                let same = |e: &&Entry| e.manifest.labels.get(RECIPE_LABEL) == Some(&key);
+                Ok(catalogue.images.iter().find(same).cloned().map(|e| Built::Disk(Box::new(e))))
+            }
+        }
+    }
+
+    fn layer_folder(&self, recipe: &Recipe) -> Result<PathBuf> {
+        Ok(self.options.cache.folder("layers")?.join(format!("{}-{}", recipe.name, recipe.key.short())))
+    }
+
+    fn ram_folder(&self, recipe: &Recipe) -> Result<PathBuf> {
+        Ok(self.options.cache.folder("ram")?.join(format!("{}-{}", recipe.name, recipe.key.short())))
+    }
+
+    /// A root directory, and the disk made of it if that is what the recipe is for.
+    fn system(&self, tools: &Tools, recipe: &Recipe, parent: Option<&Path>, work: &Path) -> Result<Built> {
+        let debs = self.options.cache.folder("debs")?;
+        let sources = Sources::find(tools, &recipe.suite, self.options.mirror)?;
+        let root = work.join("root");
+        match parent {
+            None => root::bootstrap(tools, recipe, &sources, &root, &debs, work)?,
+            Some(parent) => {
+                tools.step("copying the layer beneath")?;
+                let mut copy = Command::new("cp");
+                tools.run("coreutils", copy.args(["-a", "--reflink=auto", "--"]).arg(parent).arg(&root))?;
+                root::extend(tools, recipe, &sources, &root, &debs, work)?;
+            }
+        }
+        if recipe.shape == Shape::Layer {
+            let target = self.layer_folder(recipe)?;
+            self.options.cache.publish(&root, &target)?;
+            return Ok(Built::Layer(target));
+        }
+        self.disk(tools, recipe, &root, work)
+    }
+
+    fn disk(&self, tools: &Tools, recipe: &Recipe, root: &Path, work: &Path) -> Result<Built> {
+        let epoch = root::epoch(root)?;
+        root::finish(tools, root, epoch)?;
+        let installed = tools.output(
+            "dpkg",
+            Command::new("dpkg-query").arg("--admindir").arg(root.join("var/lib/dpkg")).args(["-W", "-f", "."]),
+        )?;
+        let kernel = Kernel::find(root)?;
+        let raw = work.join("disk.raw");
+        let size = disk::assemble(tools, root, &raw, &recipe.disk, recipe.key, epoch, work)?;
+
+        let out = work.join("out");
+        let failed = |e| super::disk_full(e, "writing the image");
+        fs::create_dir(&out).map_err(failed)?;
+        let packed = self.pack(tools, &raw, size, &out.join(DATA))?;
+        let content: blake3::Hasher = packed.chunks.iter().fold(blake3::Hasher::new(), |mut hasher, chunk| {
+            hasher.update(&chunk.disk_offset.to_le_bytes()).update(&chunk.raw.0);
+            hasher
+        });
+        let release = format!("{}-{}", date(epoch)?, &content.finalize().to_hex()[..8]);
+        let manifest = manifest(recipe, &kernel, release, installed.len(), packed);
+        let signed = SignedManifest::sign(&manifest, self.options.key)?;
+        fs::write(out.join(MANIFEST), signed.encode()).map_err(failed)?;
+
+        let entry = Entry::open(&out, &[self.options.key.public()])?;
+        entry.verify(&|done| tools.steps("verifying the image", done, size))?;
+        let target = self.options.cache.folder("images")?.join(entry.name());
+        self.options.cache.publish(&out, &target)?;
+        Entry::open(&target, &[self.options.key.public()]).map(|e| Built::Disk(Box::new(e)))
+    }
+
+    fn pack(&self, tools: &Tools, raw: &Path, size: u64, data: &Path) -> Result<Packed> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let options = PackOptions { chunk_size: DEFAULT_CHUNK_SIZE, level: LEVEL, threads };
+        let source = File::open(raw).or_fail(Kind::Internal, "image.source", || "cannot read the raw disk")?;
+        let file = File::create(data).map_err(|e| super::disk_full(e, "writing the image"))?;
+        let packed =
+            pack(source, size, BufWriter::new(&file), options, &|done| tools.steps("compressing", done, size))?;
+        file.sync_all().map_err(|e| super::disk_full(e, "writing the image"))?;
+        tools.check_stopped()?;
+        Ok(packed)
+    }
+}
+
+fn manifest(recipe: &Recipe, kernel: &Kernel, release: String, packages: usize, packed: Packed) -> Manifest {
+    Manifest {
+        name: recipe.name.clone(),
+        release,
+        arch: ARCH.into(),
+        roles: recipe.roles.clone(),
+        firmware: vec![Firmware::Bios, Firmware::Uefi],
+        disk_size: packed.disk_size,
+        chunk_size: packed.chunk_size,
+        used_bytes: packed.used_bytes,
+        data_size: packed.data_size,
+        boot: Boot {
+            root_label: disk::ROOT_LABEL.into(),
+            release: kernel.release.clone(),
+            kernel: kernel.image(),
+            initrd: kernel.initrd(),
+            command_line: disk::command_line(&recipe.disk),
+        },
+        labels: BTreeMap::from([
+            ("suite".into(), recipe.suite.clone()),
+            ("description".into(), recipe.description.clone()),
+            ("packages".into(), packages.to_string()),
+            (RECIPE_LABEL.into(), recipe.key.to_string()),
+        ]),
+        chunks: packed.chunks,
+    }
+}
+
+/// `20261121`.
+fn date(epoch: u64) -> Result<String> {
+    let seconds = i64::try_from(epoch).unwrap_or(i64::MAX);
+    let when = jiff::Timestamp::from_second(seconds)
+        .or_fail(Kind::Input, "image.epoch", || format!("{epoch} is not a date"))?;
+    Ok(when.strftime("%Y%m%d").to_string())
+}
