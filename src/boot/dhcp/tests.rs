@@ -152,7 +152,9 @@ fn networkd(kind: u8) -> Packet {
         .option(55, &[1, 3, 12, 15, 6, 33, 121, 42])
 }
 
-const UUID: [u8; 16] = [0x4c, 0x4c, 0x45, 0x44, 0, 0x37, 0x10, 0x58, 0x80, 0x4b, 0xb7, 0xc0, 0x4f, 0x44, 0x4d, 0x32];
+/// As SMBIOS holds it and firmware sends it, and as people read it.
+const UUID: [u8; 16] = [0x44, 0x45, 0x4c, 0x4c, 0x37, 0, 0x58, 0x10, 0x80, 0x4b, 0xb7, 0xc0, 0x4f, 0x44, 0x4d, 0x32];
+const UUID_TEXT: &str = "4c4c4544-0037-1058-804b-b7c04f444d32";
 
 /// What a client reads from an answer.
 struct Got {
@@ -264,8 +266,7 @@ fn a_uefi_rom_gets_its_loader_without_pxe_options() {
 #[test]
 fn ipxe_gets_its_script_in_a_frame_of_its_own() {
     let ack = boot(&mut server(), ipxe);
-    let url =
-        format!("http://10.77.0.1/boot/ipxe?mac=52:54:00:77:00:01&uuid={}&arch=uefi-x64", uuid::Uuid::from_bytes(UUID));
+    let url = format!("http://10.77.0.1/boot/ipxe?mac=52:54:00:77:00:01&uuid={}&arch=uefi-x64", UUID_TEXT);
     assert_eq!(ack.text(67), url);
     assert_eq!(ack.option(175), Some(&[176, 1, 1][..]));
     assert_eq!(ack.to, Destination::Frame { mac: MacAddr(MAC), address: ack.yiaddr });
@@ -424,6 +425,7 @@ fn every_silence_has_its_reason() {
     assert_eq!(why(&mut dhcp, Packet(d.0[..240].to_vec())), Silence::NoMessageType);
     assert_eq!(why(&mut dhcp, udhcpc(5)), Silence::NoMessageType);
     assert_eq!(why(&mut dhcp, udhcpc(REQUEST)), Silence::NoAddressAsked);
+    assert_eq!(why(&mut dhcp, udhcpc(INFORM)), Silence::NoAddressAsked);
     for n in 0..4 {
         got(udhcpc(DISCOVER).mac(n).relayed([10, 78, 0, 1]).to(&mut dhcp));
     }
