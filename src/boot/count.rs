@@ -38,7 +38,7 @@ named! {
         UnknownNetwork = "unknown-network",
         /// Every address of the subnet is taken.
         PoolEmpty = "pool-empty",
-        /// A REQUEST that names no address in any way.
+        /// A REQUEST or INFORM that names no address in any way.
         NoAddressAsked = "no-address-asked",
         /// RELEASE of a lease: takes effect, and is never answered (RFC 2131 section 4.4.4).
         Released = "released",

@@ -116,6 +116,23 @@ fn read(path: &Path) -> std::io::Result<Bytes> {
 }
 
 #[cfg(test)]
+impl Files {
+    /// One small loader for each firmware.
+    pub fn sample() -> Self {
+        let mut files = Self::default();
+        for (arch, name) in [
+            (ClientArch::Bios, "undionly.kpxe"),
+            (ClientArch::UefiX64, "snponly.efi"),
+            (ClientArch::HttpX64, "snponly.efi"),
+        ] {
+            files.loaders.insert(arch, name.to_owned());
+            files.memory.insert(name.to_owned(), Bytes::from_static(b"loader"));
+        }
+        files
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -7,6 +7,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::rejection::QueryRejection;
@@ -23,6 +24,9 @@ use super::script::Scripts;
 use super::{BootAnswer, Policy, Sighting, Stage};
 use crate::error::Result;
 use crate::machine::{ClientArch, MacAddr};
+
+/// How long the rules may take. iPXE gives an HTTP answer some tens of seconds.
+const DECIDE: Duration = Duration::from_secs(10);
 
 /// What the boot pages need.
 pub struct Site {
@@ -72,10 +76,17 @@ async fn decide(site: &Site, asking: Sighting) -> BootAnswer {
     let mac = asking.mac;
     debug!(%mac, "asks for its boot script");
     site.policy.sighted(asking.clone());
-    site.policy.boot_answer(asking).await.unwrap_or_else(|e| {
-        error!(error = ?e, %mac, "no boot answer");
-        BootAnswer::Hold { reason: e.to_string() }
-    })
+    match tokio::time::timeout(DECIDE, site.policy.boot_answer(asking)).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(e)) => {
+            error!(error = ?e, %mac, "no boot answer");
+            BootAnswer::Hold { reason: e.to_string() }
+        }
+        Err(_) => {
+            error!(%mac, "no boot answer within {} s", DECIDE.as_secs());
+            BootAnswer::Hold { reason: "the appliance is too busy to say what to start".into() }
+        }
+    }
 }
 
 fn answer_with(script: Result<String>) -> Response {

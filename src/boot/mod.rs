@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::machine::{ClientArch, MacAddr, MachineId};
 use crate::store::Db;
 use crate::store::lease::{self, Writer};
@@ -102,6 +102,16 @@ pub struct Handle {
 impl Handle {
     pub fn counters(&self) -> Arc<Counters> {
         self.counters.clone()
+    }
+
+    /// Waits for ever, unless a service ends by itself: then the rest is of little use, and the caller should say so.
+    pub async fn failed(&mut self) -> Error {
+        let error =
+            Error::internal("boot.ended", "a network boot service ended by itself").hint("restart the appliance");
+        match self.tasks.join_next().await {
+            Some(Err(e)) => error.because(e),
+            _ => error,
+        }
     }
 
     /// Ends the services; what was leased is on disk when this returns. Dropping the handle ends them at once.

@@ -207,9 +207,9 @@ fn checksum(start: u32, bytes: &[u8]) -> u16 {
 /// At most 32 Ki words of 16 bits: the sum cannot overflow.
 fn add(start: u32, bytes: &[u8]) -> u32 {
     bytes.chunks(2).fold(start, |sum, pair| {
-        let word = match pair {
-            &[high, low] => u16::from_be_bytes([high, low]),
-            &[high] => u16::from_be_bytes([high, 0]),
+        let word = match *pair {
+            [high, low] => u16::from_be_bytes([high, low]),
+            [high] => u16::from_be_bytes([high, 0]),
             _ => 0,
         };
         sum + u32::from(word)

@@ -148,7 +148,7 @@ mod tests {
             address: Ipv4Addr::new(10, 77, 2, last),
             mac: MacAddr([2, 0, 0, 0, 0, last]),
             client: vec![1, 0, 255],
-            uuid: (last % 2 == 0).then(|| uuid::Uuid::from_u128(last.into())),
+            uuid: last.is_multiple_of(2).then(|| uuid::Uuid::from_u128(last.into())),
             state,
             expires,
         }

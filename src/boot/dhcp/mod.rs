@@ -89,6 +89,7 @@ impl Dhcp {
                 let save = self.table.decline(subnet, now, &request.client, address);
                 Outcome::Silent { why: save.as_ref().map_or(Silence::NotHolder, |_| Silence::Declined), save }
             }
+            Kind::Inform if request.ciaddr.is_unspecified() => silent(Silence::NoAddressAsked),
             Kind::Inform => self.answer(subnet, &request, own, Answer::Ack, request.ciaddr, None),
         }
     }
@@ -154,7 +155,7 @@ impl Dhcp {
             boot: self.boot_file(request),
         };
         let Some(packet) = reply.encode(request) else { return silent(Silence::Malformed) };
-        let sighting = (!inform).then(|| Sighting {
+        let sighting = (!inform).then_some(Sighting {
             mac: request.client.mac,
             uuid: request.client.uuid,
             arch: request.arch,

@@ -51,6 +51,8 @@ pub struct Reply<'a> {
 
 /// BOOTP's size (RFC 951 section 3 with a 64-byte vendor area); some relays and ROMs drop what is shorter.
 const MIN_SIZE: usize = 300;
+/// Where options begin, behind the cookie.
+const OPTIONS: usize = 240;
 /// Size of the `file` field, less the final NUL.
 const MAX_FILE: usize = 127;
 /// PXE 2.1 section 2.2, tag 43: discovery control (6) = 8, "do not ask boot servers, start the file named in the
@@ -62,7 +64,7 @@ const IPXE_NO_PROXY: &[u8] = &[176, 1, 1];
 impl Reply<'_> {
     /// OFFER or ACK, with what the client asked to know.
     pub fn encode(self, request: &Request) -> Option<Vec<u8>> {
-        let mut message = header(request, self.kind, self.server);
+        let mut message = header(request, self.server);
         message.set_yiaddr(self.address);
         if self.kind == MessageType::Ack {
             message.set_ciaddr(request.ciaddr);
@@ -86,16 +88,16 @@ impl Reply<'_> {
             options.insert(DhcpOption::BroadcastAddr(subnet.network.broadcast()));
         }
         add_boot_file(&mut message, self.boot, self.server);
-        finish(&message, request)
+        finish(self.kind, &message, request)
     }
 }
 
 /// NAK: nothing but the type and the server (RFC 2131 table 3).
 pub fn nak(request: &Request, server: Ipv4Addr) -> Option<Vec<u8>> {
-    let mut message = header(request, MessageType::Nak, server);
+    let mut message = header(request, server);
     // RFC 2131 section 4.3.2: the relay must broadcast it, since the client's address is the wrong one.
     message.set_flags(Flags::default().set_broadcast());
-    finish(&message, request)
+    finish(MessageType::Nak, &message, request)
 }
 
 pub fn destination(request: &Request, kind: MessageType, address: Ipv4Addr) -> Destination {
@@ -114,7 +116,7 @@ pub fn destination(request: &Request, kind: MessageType, address: Ipv4Addr) -> D
     }
 }
 
-fn header(request: &Request, kind: MessageType, server: Ipv4Addr) -> Message {
+fn header(request: &Request, server: Ipv4Addr) -> Message {
     let mut message = Message::default();
     let flags = Flags::default();
     message
@@ -124,7 +126,6 @@ fn header(request: &Request, kind: MessageType, server: Ipv4Addr) -> Message {
         .set_flags(if request.broadcast { flags.set_broadcast() } else { flags })
         .set_giaddr(request.giaddr)
         .set_chaddr(&request.client.mac.0);
-    message.opts_mut().insert(DhcpOption::MessageType(kind));
     message.opts_mut().insert(DhcpOption::ServerIdentifier(server));
     // RFC 6842: a client id is echoed. Firmware that reuses transaction ids tells answers apart by it.
     if !request.client.id.is_empty() {
@@ -164,10 +165,12 @@ fn cut(name: &str) -> &[u8] {
     name.as_bytes().get(..MAX_FILE).unwrap_or(name.as_bytes())
 }
 
-/// The message with option 82 as it came, last as RFC 3046 section 2.2 wants it.
-fn finish(message: &Message, request: &Request) -> Option<Vec<u8>> {
+/// The message with its type first, where simple clients look for it, and option 82 as it came and last, as RFC 3046
+/// section 2.2 wants it.
+fn finish(kind: MessageType, message: &Message, request: &Request) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(MIN_SIZE + 256);
     message.encode(&mut Encoder::new(&mut bytes)).ok()?;
+    bytes.splice(OPTIONS..OPTIONS, [53, 1, kind.into()]);
     if let Some(relay) = &request.relay {
         let end = bytes.pop();
         debug_assert_eq!(end, Some(255));

@@ -197,10 +197,12 @@ fn architecture(data: &[u8]) -> Option<ClientArch> {
     })
 }
 
-/// Boards leave the factory with all bits equal where a UUID should be; such a one names no machine.
+/// The bytes of SMBIOS type 1, whose first three fields are little-endian (DSP0134 section 7.2.1): so iPXE and EDK II
+/// send them, and so read they equal what dmidecode and the BMC print. Boards leave the factory with all bits equal where
+/// a UUID should be; such a one names no machine.
 fn machine_uuid(data: &[u8]) -> Option<uuid::Uuid> {
     let (&0, bytes) = data.split_first()? else { return None };
     let bytes: [u8; 16] = bytes.try_into().ok()?;
     let filler = bytes == [0; 16] || bytes == [0xff; 16];
-    (!filler).then(|| uuid::Uuid::from_bytes(bytes))
+    (!filler).then(|| uuid::Uuid::from_bytes_le(bytes))
 }

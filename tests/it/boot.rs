@@ -1,0 +1,661 @@
+//! The boot services against real clients. Each test makes its own pair of network namespaces, joined by a veth pair,
+//! and removes them; the appliance runs in one, clients in the other. Needs root and iproute2.
+
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use rackline::boot::config::BootConfig;
+use rackline::boot::firmware::Files;
+use rackline::boot::script::Scripts;
+use rackline::boot::{BootAnswer, Handle, Policy, Sighting, Stage, http};
+use rackline::store::Db;
+use rackline::store::lease::{self, Lease, LeaseState};
+
+/// Longest wait for anything here; TCG on a busy machine is slow.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Says why a test did nothing. Without root there are no namespaces.
+fn can_run(tools: &[&str]) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    let missing: Vec<_> = tools.iter().filter(|t| !installed(t)).collect();
+    if !root {
+        eprintln!("SKIPPED: network tests need root");
+    }
+    // Root is how CI runs; a missing tool there is a broken set-up, not a reason to pass.
+    assert!(!root || missing.is_empty(), "not installed: {missing:?}");
+    root
+}
+
+fn installed(tool: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|dir| dir.join(tool).exists())
+}
+
+/// Two namespaces: the appliance on `lab0` (10.77.0.1/16), clients on `c0`.
+struct Net {
+    server: String,
+    client: String,
+    dir: tempfile::TempDir,
+}
+
+impl Net {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let id = format!("rlb{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let net = Self { server: format!("{id}s"), client: format!("{id}c"), dir: tempfile::tempdir().unwrap() };
+        let (s, c) = (net.server.as_str(), net.client.as_str());
+        run("ip", &["netns", "add", s]);
+        run("ip", &["netns", "add", c]);
+        run("ip", &["-n", s, "link", "add", "lab0", "type", "veth", "peer", "name", "c0", "netns", c]);
+        run("ip", &["-n", s, "addr", "add", "10.77.0.1/16", "dev", "lab0"]);
+        for (ns, link) in [(s, "lo"), (s, "lab0"), (c, "lo"), (c, "c0")] {
+            run("ip", &["-n", ns, "link", "set", link, "up"]);
+        }
+        net
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A command among the clients.
+    fn client(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.client, program]).args(args).stdin(Stdio::null());
+        command
+    }
+
+    fn run_client(&self, program: &str, args: &[&str]) -> Output {
+        self.client(program, args).output().unwrap()
+    }
+
+    /// A socket among the clients.
+    fn socket(&self, bind: &str) -> UdpSocket {
+        let bind: SocketAddr = bind.parse().unwrap();
+        let socket = inside(&self.client, move || UdpSocket::bind(bind).unwrap());
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket
+    }
+
+    fn client_address(&self, address: &str) {
+        run("ip", &["-n", &self.client, "addr", "add", address, "dev", "c0"]);
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        for ns in [&self.server, &self.client] {
+            let _ = Command::new("ip").args(["netns", "del", ns]).status();
+        }
+    }
+}
+
+fn run(program: &str, args: &[&str]) {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Runs on a thread of its own inside a network namespace. Sockets stay in the namespace they were opened in.
+fn inside<T: Send + 'static>(ns: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let path = Path::new("/run/netns").join(ns);
+    std::thread::spawn(move || {
+        use std::os::fd::AsFd;
+        let ns = std::fs::File::open(path).unwrap();
+        let kind = rustix::thread::LinkNameSpaceType::Network;
+        rustix::thread::move_into_link_name_space(ns.as_fd(), Some(kind)).unwrap();
+        work()
+    })
+    .join()
+    .unwrap()
+}
+
+fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "waited {PATIENCE:?} for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Holds every machine, and remembers what it was told.
+#[derive(Default)]
+struct Watcher(Mutex<Vec<Sighting>>);
+
+impl Watcher {
+    fn seen(&self) -> Vec<Sighting> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl Policy for Watcher {
+    fn sighted(&self, sighting: Sighting) {
+        self.0.lock().unwrap().push(sighting);
+    }
+
+    fn boot_answer(&self, asking: Sighting) -> BoxFuture<'_, rackline::error::Result<BootAnswer>> {
+        let reason = format!("nothing to do for {}", asking.mac);
+        Box::pin(async move { Ok(BootAnswer::Hold { reason }) })
+    }
+}
+
+/// The boot services, with a web server, in the server namespace.
+struct Appliance {
+    watcher: Arc<Watcher>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Appliance {
+    fn start(net: &Net, files: Files) -> rackline::error::Result<Self> {
+        let config: BootConfig = toml::from_str(CONFIG).unwrap();
+        let (files, watcher) = (Arc::new(files), Arc::new(Watcher::default()));
+        let (policy, dir) = (watcher.clone(), net.path("state"));
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let (ready, started) = std::sync::mpsc::channel();
+        let ns = net.server.clone();
+        let thread = std::thread::spawn(move || {
+            inside(&ns, move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let site = http::Site {
+                        policy: policy.clone(),
+                        files: files.clone(),
+                        scripts: Scripts::new(&config.url, &config.kernel_args, "00").unwrap(),
+                    };
+                    let db = Db::open(&dir).await.unwrap();
+                    let handle = match rackline::boot::serve(&config, files, policy, db).await {
+                        Ok(handle) => handle,
+                        Err(e) => return ready.send(Err(e)).unwrap(),
+                    };
+                    let listener = tokio::net::TcpListener::bind("10.77.0.1:80").await.unwrap();
+                    let web = tokio::spawn(async move {
+                        let app = http::router(Arc::new(site)).into_make_service_with_connect_info::<SocketAddr>();
+                        axum::serve(listener, app).await.unwrap();
+                    });
+                    ready.send(Ok(())).unwrap();
+                    let _ = stopped.await;
+                    web.abort();
+                    show(&handle);
+                    handle.stop().await;
+                });
+            });
+        });
+        started.recv().unwrap()?;
+        Ok(Self { watcher, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// What is on disk after the services ended.
+    fn stop(mut self, net: &Net) -> Vec<Lease> {
+        self.end();
+        leases(net)
+    }
+
+    fn end(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Appliance {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// In the log of a failed test: what was answered, and what was not and why.
+fn show(handle: &Handle) {
+    let counts: Vec<_> = handle.counters().snapshot().into_iter().filter(|(_, n)| *n > 0).collect();
+    eprintln!("boot services: {counts:?}");
+}
+
+fn leases(net: &Net) -> Vec<Lease> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { lease::load(&Db::open(&net.path("state")).await.unwrap()).await.unwrap() })
+}
+
+const CONFIG: &str = r#"
+    url = "http://10.77.0.1"
+    interfaces = [{ name = "lab0", address = "10.77.0.1" }]
+    [[subnets]]
+    network = "10.77.0.0/16"
+    pools = ["10.77.2.0-10.77.2.255"]
+    router = "10.77.0.1"
+    domain = "lab"
+"#;
+
+/// udhcpc tells its script what it got; this one writes it down and takes the address.
+fn udhcpc_script(net: &Net) -> String {
+    let script = net.path("udhcpc.sh");
+    let log = net.path("udhcpc.log");
+    let text = format!(
+        "#!/bin/sh\nif [ -n \"$ip\" ]; then ip addr add $ip/$mask dev $interface 2>/dev/null; fi\n\
+         echo \"$1 ip=$ip router=$router domain=$domain serverid=$serverid lease=$lease boot_file=$boot_file\" >> {}\n",
+        log.display()
+    );
+    std::fs::write(&script, text).unwrap();
+    run("chmod", &["755", script.to_str().unwrap()]);
+    script.to_str().unwrap().to_owned()
+}
+
+/// Ends with the test, whatever becomes of it.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn udhcpc_binds_renews_and_releases_and_finds_its_address_after_a_restart() {
+    if !can_run(&["ip", "busybox"]) {
+        return;
+    }
+    let net = Net::new();
+    let appliance = Appliance::start(&net, Files::default()).unwrap();
+    let script = udhcpc_script(&net);
+    let log = || std::fs::read_to_string(net.path("udhcpc.log")).unwrap_or_default();
+    let args = ["udhcpc", "-i", "c0", "-f", "-t", "10", "-T", "1", "-s", &script];
+    let client = Running(net.client("busybox", &args).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+    until("udhcpc to be bound", || log().contains("bound ip=").then_some(()));
+    let expected = "bound ip=10.77.2.0 router=10.77.0.1 domain=lab serverid=10.77.0.1 lease=3600 boot_file=";
+    assert!(log().lines().any(|l| l == expected), "{}", log());
+    // By unicast, from the address it has now.
+    run("kill", &["-USR1", &client.0.id().to_string()]);
+    until("udhcpc to renew", || log().contains("renew ip=10.77.2.0").then_some(()));
+    drop(client);
+    let seen = appliance.watcher.seen();
+    assert!(seen.len() >= 3 && seen.iter().all(|s| s.stage == Stage::System), "{seen:?}");
+    let leases = appliance.stop(&net);
+    assert_eq!(leases.len(), 1);
+    assert_eq!((leases[0].address, leases[0].state), (Ipv4Addr::new(10, 77, 2, 0), LeaseState::Leased));
+
+    let appliance = Appliance::start(&net, Files::default()).unwrap();
+    run("ip", &["-n", &net.client, "addr", "flush", "dev", "c0"]);
+    net.client_address("10.77.0.9/16");
+    let other = exchange(&net.socket("0.0.0.0:68"), &[discover(7)]);
+    assert_eq!(
+        other[0].1,
+        Ipv4Addr::new(10, 77, 2, 1),
+        "the lease is remembered: the next machine gets the next address"
+    );
+    let client = Running(net.client("busybox", &args).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+    until("udhcpc to be bound again", || (log().matches("bound ip=10.77.2.0 ").count() == 2).then_some(()));
+    run("kill", &["-USR2", &client.0.id().to_string()]);
+    until("the release", || (state_of_first(&net) == Some(LeaseState::Released)).then_some(()));
+    drop(appliance);
+}
+
+fn state_of_first(net: &Net) -> Option<LeaseState> {
+    leases(net).into_iter().find(|l| l.address == Ipv4Addr::new(10, 77, 2, 0)).map(|l| l.state)
+}
+
+#[test]
+fn dhclient_binds() {
+    if !can_run(&["ip", "dhclient"]) {
+        return;
+    }
+    let net = Net::new();
+    let _appliance = Appliance::start(&net, Files::default()).unwrap();
+    let (lf, pf) = (net.path("dhclient.leases"), net.path("dhclient.pid"));
+    let args = ["-4", "-d", "-1", "-sf", "/bin/true", "-lf", lf.to_str().unwrap(), "-pf", pf.to_str().unwrap(), "c0"];
+    let quiet = Stdio::null;
+    let _client = Running(net.client("dhclient", &args).stderr(quiet()).stdout(quiet()).spawn().unwrap());
+    let lease = until("dhclient to be bound", || {
+        let text = std::fs::read_to_string(&lf).ok()?;
+        text.contains("fixed-address").then_some(text)
+    });
+    assert!(lease.contains("fixed-address 10.77.2.0;"), "{lease}");
+    assert!(lease.contains("option subnet-mask 255.255.0.0;"), "{lease}");
+    assert!(lease.contains("option dhcp-server-identifier 10.77.0.1;"), "{lease}");
+}
+
+/// A broadcast DISCOVER of machine `n`, which wants a broadcast answer.
+fn discover(n: u8) -> Vec<u8> {
+    message(n, 1, &[])
+}
+
+fn message(n: u8, kind: u8, options: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 240];
+    bytes[..4].copy_from_slice(&[1, 1, 6, 0]);
+    bytes[7] = n;
+    bytes[10] = 0x80;
+    bytes[28..34].copy_from_slice(&[2, 0, 0, 0, 0x77, n]);
+    bytes[236..].copy_from_slice(&[99, 130, 83, 99]);
+    bytes.extend([53, 1, kind]);
+    bytes.extend(options);
+    bytes.push(255);
+    bytes
+}
+
+/// Sends everything at once, then reads as many answers: machine, address, type.
+fn exchange(socket: &UdpSocket, messages: &[Vec<u8>]) -> Vec<(u8, Ipv4Addr, u8)> {
+    socket.set_broadcast(true).unwrap();
+    rustix::net::sockopt::set_socket_reuseaddr(socket, true).unwrap();
+    for message in messages {
+        socket.send_to(message, "10.77.255.255:67").unwrap();
+    }
+    let mut buffer = [0; 1500];
+    let mut answers = Vec::new();
+    while answers.len() < messages.len() {
+        let (length, _) = socket.recv_from(&mut buffer).unwrap();
+        assert!(length >= 300);
+        let address = <[u8; 4]>::try_from(&buffer[16..20]).unwrap();
+        answers.push((buffer[33], Ipv4Addr::from(address), buffer[242]));
+    }
+    answers
+}
+
+#[test]
+fn sixteen_machines_at_once_get_sixteen_addresses_and_keep_them() {
+    if !can_run(&["ip"]) {
+        return;
+    }
+    let net = Net::new();
+    let appliance = Appliance::start(&net, Files::default()).unwrap();
+    net.client_address("10.77.0.9/16");
+    let socket = net.socket("0.0.0.0:68");
+    let offers = exchange(&socket, &(1..=16).map(discover).collect::<Vec<_>>());
+    let addresses: HashSet<_> = offers.iter().map(|(_, address, _)| *address).collect();
+    assert_eq!((addresses.len(), offers.iter().all(|(.., kind)| *kind == 2)), (16, true), "{offers:?}");
+    let request = |(n, address, _): &(u8, Ipv4Addr, u8)| {
+        let [a, b, c, d] = address.octets();
+        message(*n, 3, &[50, 4, a, b, c, d, 54, 4, 10, 77, 0, 1])
+    };
+    let acks = exchange(&socket, &offers.iter().map(request).collect::<Vec<_>>());
+    let mut expected: Vec<_> = offers.iter().map(|(n, address, _)| (*n, *address, 5)).collect();
+    expected.sort();
+    let mut got = acks.clone();
+    got.sort();
+    assert_eq!(got, expected);
+    let stored: HashSet<_> = appliance.stop(&net).into_iter().map(|l| (l.mac.0[5], l.address)).collect();
+    assert_eq!(stored, acks.iter().map(|(n, address, _)| (*n, *address)).collect());
+
+    let _appliance = Appliance::start(&net, Files::default()).unwrap();
+    let again = exchange(&socket, &(1..=16).rev().map(discover).collect::<Vec<_>>());
+    let again: HashSet<_> = again.into_iter().map(|(n, address, _)| (n, address)).collect();
+    assert_eq!(again, stored, "after a restart");
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    if !can_run(&["ip"]) {
+        return;
+    }
+    let net = Net::new();
+    for port in [67, 69] {
+        let other = inside(&net.server, move || UdpSocket::bind(("0.0.0.0", port)).unwrap());
+        let error = Appliance::start(&net, Files::default()).err().unwrap();
+        assert_eq!(error.code(), "boot.port");
+        assert_eq!(error.message(), format!("UDP port {port} on interface lab0 is in use by another program"));
+        assert_eq!(error.next_step(), Some(format!("find it with: ss -ulpn 'sport = :{port}'").as_str()));
+        drop(other);
+    }
+    run("ip", &["-n", &net.server, "addr", "del", "10.77.0.1/16", "dev", "lab0"]);
+    assert_eq!(Appliance::start(&net, Files::default()).err().unwrap().code(), "boot.address");
+    run("ip", &["-n", &net.server, "link", "set", "lab0", "down"]);
+    run("ip", &["-n", &net.server, "link", "set", "lab0", "name", "lab1"]);
+    assert_eq!(Appliance::start(&net, Files::default()).err().unwrap().code(), "boot.interface");
+}
+
+#[test]
+fn nothing_is_answered_on_other_interfaces() {
+    if !can_run(&["ip"]) {
+        return;
+    }
+    let net = Net::new();
+    run(
+        "ip",
+        &["-n", &net.server, "link", "add", "other0", "type", "veth", "peer", "name", "o0", "netns", &net.client],
+    );
+    for (ns, link, address) in [(&net.server, "other0", "10.99.0.1/24"), (&net.client, "o0", "10.99.0.2/24")] {
+        run("ip", &["-n", ns, "addr", "add", address, "dev", link]);
+        run("ip", &["-n", ns, "link", "set", link, "up"]);
+    }
+    let _appliance = Appliance::start(&net, files()).unwrap();
+    let socket = net.socket("0.0.0.0:68");
+    socket.set_broadcast(true).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    socket.send_to(&discover(1), "10.99.0.255:67").unwrap();
+    socket.send_to(b"\0\x01small\0octet\0", "10.99.0.1:69").unwrap();
+    assert!(socket.recv(&mut [0; 1500]).is_err());
+    net.client_address("10.77.0.9/16");
+    assert_eq!(exchange(&socket, &[discover(1)])[0].2, 2, "the same packet on the right interface");
+}
+
+fn noise(size: usize) -> Bytes {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..size).map(|_| next()).collect::<Vec<u8>>().into()
+}
+
+fn files() -> Files {
+    let mut files = Files::default();
+    files.memory.insert("small".into(), Bytes::from_static(b"hello\nworld"));
+    files.memory.insert("f1".into(), noise(1 << 20));
+    files.memory.insert("f40".into(), noise(40 << 20));
+    files
+}
+
+#[test]
+fn tftp_whole_files_with_curl_and_hpa() {
+    if !can_run(&["ip", "curl", "tftp"]) {
+        return;
+    }
+    let net = Net::new();
+    net.client_address("10.77.0.9/16");
+    let files = files();
+    let _appliance = Appliance::start(&net, files.clone()).unwrap();
+    let out = net.path("out");
+    let out = out.to_str().unwrap();
+    // 40 MiB in blocks of 512 rolls the block number over once, and in blocks of 1468 not at all.
+    for (name, block) in [("f1", "512"), ("f1", "1468"), ("f40", "512"), ("f40", "1468"), ("small", "8")] {
+        let url = format!("tftp://10.77.0.1/{name}");
+        let curl = net.run_client("curl", &["-sS", &url, "-o", out, "--tftp-blksize", block, "--max-time", "90"]);
+        assert!(curl.status.success(), "{name} {block}: {}", String::from_utf8_lossy(&curl.stderr));
+        assert!(std::fs::read(out).unwrap() == files.memory[name], "{name} {block}");
+    }
+    let hpa = net.run_client("tftp", &["-m", "binary", "10.77.0.1", "-c", "get", "f1", out]);
+    assert!(hpa.status.success(), "{}", String::from_utf8_lossy(&hpa.stderr));
+    assert!(std::fs::read(out).unwrap() == files.memory["f1"]);
+    // hpa turns CR LF back into LF.
+    net.run_client("tftp", &["-m", "ascii", "10.77.0.1", "-c", "get", "small", out]);
+    assert_eq!(std::fs::read(out).unwrap(), files.memory["small"]);
+    let put = net.run_client("curl", &["-sS", "-T", out, "tftp://10.77.0.1/small", "--max-time", "20"]);
+    assert!(!put.status.success(), "read-only");
+}
+
+/// A TFTP client that loses packets on purpose: `lose` names those that it pretends never arrived, counted from 0.
+fn fetch(socket: &UdpSocket, request: &[u8], window: usize, lose: &[usize]) -> Vec<u8> {
+    socket.send_to(request, "10.77.0.1:69").unwrap();
+    let (mut file, mut expected, mut held, mut arrived) = (Vec::new(), 1u16, 0, 0);
+    let mut buffer = [0; 2048];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer).unwrap();
+        arrived += 1;
+        if lose.contains(&(arrived - 1)) {
+            continue;
+        }
+        let ack = |n: u16| socket.send_to(&[0, 4, (n >> 8) as u8, n as u8], from).unwrap();
+        match buffer[1] {
+            6 => {
+                ack(0);
+            }
+            3 if u16::from_be_bytes([buffer[2], buffer[3]]) == expected => {
+                file.extend(&buffer[4..length]);
+                (expected, held) = (expected.wrapping_add(1), held + 1);
+                let last = length - 4 < 1468;
+                if held == window || last {
+                    held = 0;
+                    ack(expected.wrapping_sub(1));
+                }
+                if last {
+                    return file;
+                }
+            }
+            3 => {
+                // RFC 7440 section 4: a block is missing, so what came before it is acknowledged.
+                held = 0;
+                ack(expected.wrapping_sub(1));
+            }
+            other => panic!("opcode {other}: {}", String::from_utf8_lossy(&buffer[4..length])),
+        }
+    }
+}
+
+#[test]
+fn tftp_windows_losses_probes_and_refusals() {
+    if !can_run(&["ip"]) {
+        return;
+    }
+    let net = Net::new();
+    net.client_address("10.77.0.9/16");
+    let files = files();
+    let _appliance = Appliance::start(&net, files.clone()).unwrap();
+    let socket = net.socket("0.0.0.0:2070");
+    let windowed = b"\0\x01f1\0octet\0blksize\x001468\0windowsize\x0016\0";
+    assert!(fetch(&socket, windowed, 16, &[]) == files.memory["f1"]);
+    assert!(fetch(&socket, windowed, 16, &[3, 20, 21, 40]) == files.memory["f1"], "with losses");
+    let plain = b"\0\x01/f1\0octet\0blksize\x001468\0";
+    assert!(fetch(&socket, plain, 1, &[0, 5]) == files.memory["f1"], "the OACK and a block are sent again");
+
+    // What firmware does: ask for the size, stop, and ask again at once, from the same port.
+    let mut buffer = [0; 2048];
+    for _ in 0..5 {
+        socket.send_to(b"\0\x01small\0octet\0tsize\x000\0blksize\x001468\0", "10.77.0.1:69").unwrap();
+        let (length, from) = socket.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"\0\x06blksize\x001468\0tsize\x0011\0");
+        socket.send_to(b"\0\x05\0\x08stop\0", from).unwrap();
+        let asked = Instant::now();
+        assert_eq!(fetch(&socket, b"\0\x01small\0octet\0blksize\x001468\0", 1, &[]), b"hello\nworld");
+        assert!(asked.elapsed() < Duration::from_millis(900), "it did not wait for a repetition");
+    }
+
+    // On a new port: what the ended transfers still had under way is not an answer to these.
+    let socket = net.socket("0.0.0.0:2071");
+    for (request, code) in [
+        (&b"\0\x01../../etc/shadow\0octet\0"[..], 2),
+        (b"\0\x01/etc/shadow\0octet\0", 2),
+        (b"\0\x01..\\..\\etc\\shadow\0octet\0", 2),
+        (b"\0\x01nothing\0octet\0", 1),
+        (b"\0\x01\0octet\0", 1),
+        (b"\0\x01small\0/../../etc/shadow\0octet\0", 4),
+        (b"\0\x02small\0octet\0", 4),
+        (b"\0\x01small\0mail\0", 4),
+    ] {
+        socket.send_to(request, "10.77.0.1:69").unwrap();
+        let (length, from) = socket.recv_from(&mut buffer).unwrap();
+        assert_eq!((buffer[1], buffer[3], from.port()), (5, code, 69), "{request:?}");
+        let text = String::from_utf8_lossy(&buffer[4..length]);
+        assert!(!text.contains("etc"), "{text}");
+    }
+}
+
+#[test]
+fn scripts_and_files_over_http() {
+    if !can_run(&["ip", "curl"]) {
+        return;
+    }
+    let net = Net::new();
+    net.client_address("10.77.0.9/16");
+    std::fs::write(net.path("kernel"), b"0123456789").unwrap();
+    let files = Files::default().with("vmlinuz", &net.path("kernel")).unwrap();
+    let appliance = Appliance::start(&net, files).unwrap();
+    let curl = |args: &[&str]| {
+        let output = net.run_client("curl", &[&["-sS", "--path-as-is", "--max-time", "10"], args].concat());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let script = curl(&["http://10.77.0.1/boot/ipxe?mac=52:54:00:77:00:01&uuid=junk&arch=bios"]);
+    assert!(script.starts_with("#!ipxe\n") && script.contains("nothing to do for 52:54:00:77:00:01"), "{script}");
+    let seen = appliance.watcher.seen();
+    assert_eq!((seen.len(), seen[0].stage, seen[0].uuid), (1, Stage::Ipxe, None));
+    assert_eq!(seen[0].address, Some("10.77.0.9".parse().unwrap()));
+    for query in ["", "?mac=zz", "?mac=%ff%00", "?mac=1&mac=2"] {
+        let script = curl(&[&format!("http://10.77.0.1/boot/ipxe{query}")]);
+        assert!(script.starts_with("#!ipxe\n") && script.contains("chain --replace"), "{query}: {script}");
+    }
+    assert_eq!(curl(&["http://10.77.0.1/boot/files/vmlinuz"]), "0123456789");
+    assert_eq!(curl(&["-r", "2-4", "http://10.77.0.1/boot/files/vmlinuz"]), "234");
+    assert!(curl(&["-I", "http://10.77.0.1/boot/files/vmlinuz"]).to_lowercase().contains("content-length: 10"));
+    for name in ["kernel", "../kernel", "%2e%2e%2fkernel", "/etc/shadow", "vmlinuz/"] {
+        let code = curl(&["-o", "/dev/null", "-w", "%{http_code}", &format!("http://10.77.0.1/boot/files/{name}")]);
+        assert_eq!(code, "404", "{name}");
+    }
+}
+
+#[test]
+fn two_ipxe_guests_boot_side_by_side() {
+    if !can_run(&["ip", "qemu-system-x86_64"]) {
+        return;
+    }
+    let net = Net::new();
+    let ns = net.client.as_str();
+    run("ip", &["-n", ns, "link", "add", "br0", "type", "bridge", "stp_state", "0", "forward_delay", "0"]);
+    run("ip", &["-n", ns, "link", "set", "br0", "up"]);
+    run("ip", &["-n", ns, "link", "set", "c0", "master", "br0"]);
+    let appliance = Appliance::start(&net, Files::default()).unwrap();
+    let guests: Vec<Running> = (1..=2).map(|n| guest(&net, n)).collect();
+    for n in 1..=2 {
+        let console = net.path(&format!("console{n}"));
+        until("the script on the guest's console", || {
+            let text = String::from_utf8_lossy(&std::fs::read(&console).unwrap_or_default()).into_owned();
+            text.contains(&format!("Rackline: waiting: nothing to do for 52:54:00:77:00:0{n}")).then_some(())
+        });
+    }
+    drop(guests);
+    let seen = appliance.watcher.seen();
+    let addresses: HashSet<_> = seen.iter().map(|s| (s.mac, s.address)).collect();
+    assert_eq!(addresses.len(), 2, "each machine one address, by DHCP and by HTTP: {seen:?}");
+    assert!(seen.iter().all(|s| s.stage == Stage::Ipxe));
+    assert_eq!(appliance.stop(&net).len(), 2);
+}
+
+/// A BIOS machine with QEMU's iPXE ROM.
+fn guest(net: &Net, n: u8) -> Running {
+    let tap = format!("tap{n}");
+    run("ip", &["-n", &net.client, "tuntap", "add", "dev", &tap, "mode", "tap"]);
+    run("ip", &["-n", &net.client, "link", "set", &tap, "master", "br0", "up"]);
+    let console = format!("file:{}", net.path(&format!("console{n}")).display());
+    let netdev = format!("tap,id=n0,ifname={tap},script=no,downscript=no");
+    let device = format!("virtio-net-pci,netdev=n0,mac=52:54:00:77:00:0{n},bootindex=1");
+    let args = [
+        "-accel",
+        "tcg,tb-size=64",
+        "-M",
+        "q35,graphics=off",
+        "-m",
+        "256",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-serial",
+        &console,
+        "-netdev",
+        &netdev,
+        "-device",
+        &device,
+    ];
+    Running(net.client("qemu-system-x86_64", &args).spawn().unwrap())
+}
