@@ -4,7 +4,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::appliance::Api1;
+use super::appliance::Client;
 use super::text::plain;
 use super::watch::{End, Watched};
 use super::{Lab, Machine};
@@ -36,7 +36,8 @@ struct Entry {
     stages: Vec<StageTime>,
     serial: Option<String>,
     model: Option<String>,
-    kernel: Option<String>,
+    cpu_threads: Option<u16>,
+    memory_bytes: Option<u64>,
     address: Option<std::net::IpAddr>,
     deployed: Option<Deployed>,
     checks: Vec<Check>,
@@ -48,7 +49,7 @@ struct Entry {
 }
 
 impl Report {
-    pub async fn collect(api: &Api1, lab: &Lab, watched: Watched) -> Result<Report> {
+    pub async fn collect(api: &Client, lab: &Lab, watched: Watched) -> Result<Report> {
         let mut machines = Vec::new();
         for machine in &lab.machines {
             let Some(seen) = watched.views.iter().find(|v| v.name == machine.name()) else { continue };
@@ -116,7 +117,8 @@ fn entry(machine: &Machine, view: MachineView, seconds: Option<f64>) -> Entry {
         seconds,
         serial: view.serial.as_ref().map(ToString::to_string),
         model,
-        kernel: view.inventory.as_ref().map(|i| i.kernel.clone()),
+        cpu_threads: view.inventory.as_ref().map(|i| i.cpus.iter().map(|c| c.threads).fold(0, u16::saturating_add)),
+        memory_bytes: view.inventory.as_ref().map(|i| i.memory.usable_bytes),
         address: view.address,
         deployed: view.passport.as_ref().and_then(deployed),
         waiting: view.waiting.map(|w| w.reason),
@@ -144,17 +146,15 @@ fn deployed(passport: &Value) -> Option<Deployed> {
 
 impl Entry {
     fn text(&self) -> String {
-        let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "?".to_owned());
-        let mut lines = vec![format!(
-            "{}  {} {} host, {}: {}, serial {}, kernel {}",
-            self.name,
-            self.firmware,
-            self.role,
-            self.state,
-            known(&self.model),
-            known(&self.serial),
-            known(&self.kernel)
-        )];
+        let built_in = [
+            self.model.clone(),
+            self.serial.as_ref().map(|serial| format!("serial {serial}")),
+            self.cpu_threads.map(|threads| format!("{threads} CPU threads")),
+            self.memory_bytes.map(|bytes| format!("{} MiB", bytes >> 20)),
+        ];
+        let built_in = built_in.into_iter().flatten().collect::<Vec<_>>().join(", ");
+        let mut lines =
+            vec![format!("{}  {}, {} {} host: {built_in}", self.name, self.state, self.firmware, self.role)];
         lines.extend(self.deployed.as_ref().map(written));
         lines.extend(self.checks.iter().map(|c| {
             let mark = if c.passed { "ok    " } else { "FAILED" };
