@@ -110,7 +110,13 @@ impl Guard {
 
     /// Ends every process of the lab and deletes its namespace; returns when that is done. Again is the same answer.
     pub fn finish(&self) -> Result<()> {
-        let mut state = self.0.state.write().unwrap_or_else(|e| e.into_inner());
+        self.0.finish()
+    }
+}
+
+impl Shared {
+    fn finish(&self) -> Result<()> {
+        let mut state = self.state.write().unwrap_or_else(|e| e.into_inner());
         *state = match std::mem::replace(&mut *state, State::Down { clean: false }) {
             State::Up { mut process, pipe } => {
                 drop(pipe);
@@ -121,7 +127,15 @@ impl Guard {
         match *state {
             State::Down { clean: true } => Ok(()),
             _ => Err(Error::internal("lab.cleanup", "the lab could not be taken down completely")
-                .hint(format!("see guard.log in the lab's directory, and: ip netns pids {}", netns(&self.0.name)))),
+                .hint(format!("see guard.log in the lab's directory, and: ip netns pids {}", netns(&self.name)))),
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Err(e) = self.finish() {
+            tracing::error!("{e:?}");
         }
     }
 }

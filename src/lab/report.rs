@@ -204,3 +204,76 @@ impl std::fmt::Display for Short {
         f.write_str(text.trim_end_matches('0').trim_end_matches('.'))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Value {
+        serde_json::json!({
+            "manifest": "ab".repeat(32), "disk": "nvme0n1", "serial": "LWD000010", "written_bytes": 2_000_000_000u64,
+            "fetched_bytes": 500_000_000, "write_seconds": 20.0, "read_back_bytes": 2_000_000_000u64,
+            "read_back_seconds": 4.0, "dd_bytes_per_second": 125e6
+        })
+    }
+
+    fn entry(name: &str, state: &str, stages: &[(&str, f64)]) -> Entry {
+        Entry {
+            name: name.into(),
+            firmware: Firmware::Bios,
+            role: Role::Kvm,
+            state: state.into(),
+            seconds: (state == "delivered").then_some(61.25),
+            stages: stages.iter().map(|(s, t)| StageTime { state: (*s).into(), seconds: *t }).collect(),
+            serial: Some("S1".into()),
+            model: None,
+            cpu_threads: Some(2),
+            memory_bytes: Some(2 << 30),
+            address: None,
+            deployed: deployed(&serde_json::json!({ "claims": [{ "write": record() }] })),
+            checks: Vec::new(),
+            measured: vec![Measured { name: "boot".into(), value: 12.3400, unit: "s".into() }],
+            waiting: None,
+            problem: None,
+            console: Vec::new(),
+            passport: None,
+        }
+    }
+
+    #[test]
+    fn the_write_is_found_wherever_the_passport_keeps_it() {
+        let text = entry("node-01", "delivered", &[]).text();
+        assert!(text.contains("1907 MiB written in 20.0 s, 100.0 MB/s, dd 125.0 MB/s, ratio 0.80"), "{text}");
+        assert!(text.contains("measured boot 12.34 s"), "{text}");
+        assert!(deployed(&serde_json::json!({ "disk": "nvme0n1" })).is_none());
+    }
+
+    #[test]
+    fn a_broken_machine_says_why_and_cannot_drive_the_terminal() {
+        let mut broken = entry("node-01", "broken", &[]);
+        broken.problem = Some(Problem {
+            code: "disk.none".into(),
+            title: "no disk\u{1b}[2J fits".into(),
+            hint: Some("fit a disk".into()),
+            causes: vec![],
+        });
+        broken.console = vec!["login:".into()];
+        let text = broken.text();
+        assert!(text.contains("problem [disk.none] no disk fits\n  hint: fit a disk\n  console | login:"), "{text}");
+    }
+
+    #[test]
+    fn stages_down_and_machines_across() {
+        let machines = vec![
+            entry("node-01", "delivered", &[("seen", 1.0), ("deploying", 2.0), ("seen", 0.5)]),
+            entry("node-02", "broken", &[("seen", 4.0)]),
+        ];
+        let report = Report { lab: "t".into(), outcome: End::Broken.name(), seconds: 70.0, machines };
+        let table = report.table().to_string();
+        let row =
+            |name: &str| table.lines().find(|l| l.contains(name)).map(|l| l.split_whitespace().collect::<Vec<_>>());
+        assert_eq!(row("seen").unwrap()[1..4], ["seen", "1.5", "4.0"]);
+        assert_eq!(row("deploying").unwrap()[1..4], ["deploying", "2.0", "-"]);
+        assert!(report.text().ends_with("not all delivered after 70.0 s: broken"));
+    }
+}

@@ -157,8 +157,8 @@ pub async fn up(options: Options) -> Result<ExitCode> {
         }
     };
     let finished = tokio::task::spawn_blocking(move || guard.finish()).await;
-    finished.or_fail(Kind::Internal, "lab.cleanup", || "the clean-up was cut short")??;
-    outcome
+    let finished = finished.or_fail(Kind::Internal, "lab.cleanup", || "the clean-up was cut short")?;
+    outcome.and_then(|code| finished.map(|()| code))
 }
 
 async fn run(options: &Options, spec: Spec, guard: Guard) -> Result<ExitCode> {

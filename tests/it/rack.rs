@@ -119,7 +119,8 @@ fn a_stopped_lab_leaves_only_its_directory() {
     let name = spec.name.clone();
     let lab = Lab::start(spec.clone()).unwrap();
     lab.ipmitool(1, &["power", "on"]).unwrap();
-    assert_eq!(left(&name).len(), 2, "one BMC and one machine");
+    // The BMC's helper programs may take a moment to end.
+    lab.wait_until("one BMC and one machine", Duration::from_secs(10), |_| left(&name).len() == 2).unwrap();
 
     let refused = Lab::start(spec.clone()).map(drop).unwrap_err();
     assert_eq!(refused.code(), "lab.running", "{refused:?}");
