@@ -3,11 +3,9 @@
 //! the protocol wants in the environment is known only here.
 
 use std::ffi::OsString;
-use std::os::fd::AsRawFd;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
-
-use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 
 use crate::error::{Error, Kind, OrFail, Result};
 
@@ -15,13 +13,14 @@ use crate::error::{Error, Kind, OrFail, Result};
 const FIRST: i32 = 3;
 
 pub fn main(command: &[OsString]) -> Result<ExitCode> {
-    let failed = || "cannot hand over the listening socket";
     let (program, arguments) = command.split_first().ok_or_else(|| Error::input("lab.activate", "no program"))?;
-    let socket = fcntl_dupfd_cloexec(std::io::stdin(), FIRST).or_fail(Kind::Internal, "lab.activate", failed)?;
-    if socket.as_raw_fd() != FIRST {
-        return Err(Error::internal("lab.activate", "descriptor 3 is in use"));
-    }
-    fcntl_setfd(&socket, FdFlags::empty()).or_fail(Kind::Internal, "lab.activate", failed)?;
+    // SAFETY: descriptor 3 is taken over whatever it is, here perhaps the async runtime's own; nothing uses it between
+    // this and `exec`, and it is given away again below, so it is not closed.
+    let mut third = unsafe { OwnedFd::from_raw_fd(FIRST) };
+    // The new descriptor stays open over `exec`, unlike those that Rust opens.
+    let placed = rustix::io::dup2(std::io::stdin(), &mut third);
+    let _ = third.into_raw_fd();
+    placed.or_fail(Kind::Internal, "lab.activate", || "cannot hand over the listening socket")?;
     let error = Command::new(program)
         .args(arguments)
         .env("LISTEN_FDS", "1")

@@ -21,7 +21,7 @@ use super::spec::{APPLIANCE, BMC_USER, BRIDGE, Machine, NETWORK, POOL, Spec};
 use crate::api::view::{DeployRequest, MachineList, MachineView, PowerRequest};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::link::Problem;
-use crate::machine::{MachineId, Role};
+use crate::machine::{MacAddr, MachineId, Role};
 
 const PORTS: std::ops::RangeInclusive<u16> = 8480..=8579;
 /// The first start may import images and check their digests.
@@ -54,7 +54,8 @@ impl Appliance {
         let address = socket.local_addr().or_fail(Kind::Config, "lab.port", failed)?;
         let config = spec.dir.join("rackline.toml");
         let written = fs::create_dir_all(&spec.cache)
-            .and_then(|()| write_secret(&spec.dir.join("machines.csv"), &machines_csv(machines, password)))
+            .and_then(|()| machines_csv(machines, password))
+            .and_then(|list| write_secret(&spec.dir.join("machines.csv"), &list))
             .and_then(|()| fs::write(&config, config_toml(spec, address)));
         written.or_fail(Kind::Config, "lab.config", || format!("cannot write {}", config.display()))?;
         Ok(Self {
@@ -173,30 +174,51 @@ fn config_toml(spec: &Spec, listen: SocketAddr) -> String {
     toml::to_string(&config).unwrap_or_default()
 }
 
-/// The purchase list, as a supplier would send it.
-fn machines_csv(machines: &[Machine], password: &str) -> String {
-    let mut text = "name,serial,mac,rack,unit,bmc_address,bmc_user,bmc_password,role\n".to_owned();
+/// A line of the purchase list, as a supplier would send it.
+#[derive(Serialize)]
+struct Expected {
+    name: String,
+    serial: String,
+    mac: MacAddr,
+    rack: &'static str,
+    unit: u8,
+    bmc_address: Ipv4Addr,
+    bmc_user: &'static str,
+    bmc_password: String,
+    role: Role,
+}
+
+fn machines_csv(machines: &[Machine], password: &str) -> std::io::Result<String> {
+    let mut lines = csv::Writer::from_writer(Vec::new());
     for m in machines {
-        let listed = m.spec.listed_password.as_deref().unwrap_or(password);
-        // No field has a comma or a quote: names, numbers, addresses, and passwords of hexadecimal digits.
-        let (bmc, role) = (m.bmc_address(), m.spec.role);
-        text += &format!("{},{},{},lab,{},{bmc},{BMC_USER},{listed},{role}\n", m.name(), m.serial(), m.mac(), m.unit());
+        lines.serialize(Expected {
+            name: m.name(),
+            serial: m.serial(),
+            mac: m.mac(),
+            rack: "lab",
+            unit: m.unit(),
+            bmc_address: m.bmc_address(),
+            bmc_user: BMC_USER,
+            bmc_password: m.spec.listed_password.clone().unwrap_or_else(|| password.to_owned()),
+            role: m.spec.role,
+        })?;
     }
-    text
+    let bytes = lines.into_inner().map_err(|e| e.into_error())?;
+    String::from_utf8(bytes).map_err(std::io::Error::other)
 }
 
 /// `/api/v1` as the lab uses it. Clones share connections.
 #[derive(Clone)]
-pub struct Api1 {
-    client: reqwest::Client,
+pub struct Client {
+    http: reqwest::Client,
     base: String,
 }
 
-impl Api1 {
+impl Client {
     pub fn new(address: SocketAddr) -> Result<Self> {
-        let client = reqwest::Client::builder().no_proxy().timeout(CALL_WITHIN).build();
-        let client = client.or_fail(Kind::Internal, "lab.api", || "cannot make an HTTP client")?;
-        Ok(Self { client, base: format!("http://{address}/api/v1") })
+        let http = reqwest::Client::builder().no_proxy().timeout(CALL_WITHIN).build();
+        let http = http.or_fail(Kind::Internal, "lab.api", || "cannot make an HTTP client")?;
+        Ok(Self { http, base: format!("http://{address}/api/v1") })
     }
 
     pub async fn machines(&self) -> Result<Vec<MachineView>> {
@@ -224,13 +246,13 @@ impl Api1 {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        let body = self.call(self.client.get(format!("{}{path}", self.base))).await?;
+        let body = self.call(self.http.get(format!("{}{path}", self.base))).await?;
         serde_json::from_slice(&body)
             .or_fail(Kind::Refused, "lab.api", || format!("{path}: not the JSON that was expected"))
     }
 
     async fn post(&self, path: &str, body: &impl Serialize) -> Result<()> {
-        self.call(self.client.post(format!("{}{path}", self.base)).json(body)).await.map(drop)
+        self.call(self.http.post(format!("{}{path}", self.base)).json(body)).await.map(drop)
     }
 
     async fn call(&self, request: reqwest::RequestBuilder) -> Result<Vec<u8>> {
@@ -256,7 +278,7 @@ impl Api1 {
 }
 
 /// Waits until the API answers and knows all machines of the purchase list.
-pub async fn ready(api: &Api1, appliance: &mut Appliance, machines: &[Machine]) -> Result<Vec<MachineView>> {
+pub async fn ready(api: &Client, appliance: &mut Appliance, machines: &[Machine]) -> Result<Vec<MachineView>> {
     let deadline = Instant::now() + START_WITHIN;
     loop {
         let answer = tokio::time::timeout(Duration::from_secs(2), api.machines()).await;
@@ -275,5 +297,47 @@ pub async fn ready(api: &Api1, appliance: &mut Appliance, machines: &[Machine]) 
             }));
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::spec::MachineSpec;
+    use crate::machine::Firmware;
+
+    fn spec() -> Spec {
+        let machine = MachineSpec {
+            role: Role::Ovs,
+            firmware: Firmware::Uefi,
+            memory_bytes: 1 << 30,
+            disks: Vec::new(),
+            listed_password: Some("not,this".into()),
+        };
+        Spec {
+            name: "t".into(),
+            dir: "/lab/t".into(),
+            cache: "/images".into(),
+            binary: "/rackline".into(),
+            machines: vec![MachineSpec { listed_password: None, ..machine.clone() }, machine],
+        }
+    }
+
+    #[test]
+    fn the_purchase_list_has_a_line_for_each_machine() {
+        let list = machines_csv(&Machine::all(&spec()), "secret").unwrap();
+        let expected = "name,serial,mac,rack,unit,bmc_address,bmc_user,bmc_password,role\n\
+                        node-01,LW77S00001,52:54:00:77:00:01,lab,1,10.77.1.1,admin,secret,ovs\n\
+                        node-02,LW77S00002,52:54:00:77:00:02,lab,3,10.77.1.2,admin,\"not,this\",ovs\n";
+        assert_eq!(list, expected);
+    }
+
+    #[test]
+    fn the_configuration_is_toml_with_the_labs_paths() {
+        let text = config_toml(&spec(), ([127, 0, 0, 1], 8480).into());
+        let table: toml::Table = toml::from_str(&text).unwrap();
+        assert_eq!(table["site"]["state"].as_str(), Some("/lab/t/state"));
+        assert_eq!(table["api"]["listen"].as_str(), Some("127.0.0.1:8480"));
+        assert_eq!(table["boot"]["subnet"][0]["pools"][0].as_str(), Some(POOL));
     }
 }

@@ -102,7 +102,7 @@ fn emulation(machine: &Machine) -> String {
     let file = |name: &str| machine.dir.join(name).display().to_string();
     let mut lines = vec![
         "mc_setbmc 0x20".to_owned(),
-        // No device SDRs, hardware revision 3, firmware 9.8, all device support bits; maker and product are of nobody.
+        // No device SDRs, hardware revision 3, firmware 9.8, all device support bits, the ids of OpenIPMI's example.
         "mc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02".to_owned(),
         "sel_enable 0x20 1000 0x0a".to_owned(),
         format!("mc_set_guid 0x20 {}", machine.uuid().simple()),

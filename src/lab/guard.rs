@@ -41,14 +41,14 @@ pub struct Guard(Arc<Shared>);
 
 struct Shared {
     name: String,
-    /// `None` once the lab is being taken down: nothing is started any more.
-    alive: RwLock<Option<Alive>>,
+    state: RwLock<State>,
 }
 
-struct Alive {
-    process: Child,
-    /// Its closing is the signal.
-    _pipe: PipeWriter,
+enum State {
+    /// The closing of the pipe is the signal.
+    Up { process: Child, pipe: PipeWriter },
+    /// Nothing is started any more.
+    Down { clean: bool },
 }
 
 impl Guard {
@@ -74,15 +74,15 @@ impl Guard {
             BufReader::new(out.take(4096)).read_line(&mut answer).or_fail(Kind::Internal, "lab.guard", failed)?;
         }
         if answer.trim_end() == "ready" {
-            let alive = RwLock::new(Some(Alive { process, _pipe: writer }));
-            return Ok(Guard(Arc::new(Shared { name: spec.name.clone(), alive })));
+            let state = RwLock::new(State::Up { process, pipe: writer });
+            return Ok(Guard(Arc::new(Shared { name: spec.name.clone(), state })));
         }
         drop(writer);
         let _ = process.wait();
         match answer.trim_end().strip_prefix("busy ") {
             Some(holder) => {
                 Err(Error::conflict("lab.running", format!("the lab {:?} runs already: {holder}", spec.name))
-                    .hint("stop that one, or start another with --name NAME"))
+                    .hint("stop that one, or start another with its own --name and --dir"))
             }
             None => {
                 Err(Error::internal("lab.guard", format!("the lab's guard did not get ready: {}", answer.trim_end()))
@@ -93,10 +93,8 @@ impl Guard {
 
     /// Starts a process of the lab, unless the lab is being taken down.
     pub fn spawn(&self, command: &mut Command) -> Result<Child> {
-        let alive = self.0.alive.read().unwrap_or_else(|e| e.into_inner());
-        if alive.is_none() {
-            return Err(stopping());
-        }
+        let state = self.0.state.read().unwrap_or_else(|e| e.into_inner());
+        state.up()?;
         let program = command.get_program().to_string_lossy().into_owned();
         command
             .env(MARK, &self.0.name)
@@ -107,28 +105,48 @@ impl Guard {
 
     /// Called in each loop that waits.
     pub fn check(&self) -> Result<()> {
-        match self.0.alive.read().unwrap_or_else(|e| e.into_inner()).is_some() {
-            true => Ok(()),
-            false => Err(stopping()),
-        }
+        self.0.state.read().unwrap_or_else(|e| e.into_inner()).up()
     }
 
-    /// Ends every process of the lab and deletes its namespace; returns when that is done. Once is enough.
+    /// Ends every process of the lab and deletes its namespace; returns when that is done. Again is the same answer.
     pub fn finish(&self) -> Result<()> {
-        let taken = self.0.alive.write().unwrap_or_else(|e| e.into_inner()).take();
-        let Some(Alive { mut process, _pipe }) = taken else { return Ok(()) };
-        drop(_pipe);
-        let status = process.wait().or_fail(Kind::Internal, "lab.guard", || "the lab's guard cannot be waited for")?;
-        match status.success() {
-            true => Ok(()),
-            false => Err(Error::internal("lab.cleanup", "the lab could not be taken down completely")
-                .hint(format!("see guard.log in the lab's directory, and: ip netns pids {}", netns(&self.0.name)))),
+        self.0.finish()
+    }
+}
+
+impl Shared {
+    fn finish(&self) -> Result<()> {
+        let mut state = self.state.write().unwrap_or_else(|e| e.into_inner());
+        *state = match std::mem::replace(&mut *state, State::Down { clean: false }) {
+            State::Up { mut process, pipe } => {
+                drop(pipe);
+                State::Down { clean: process.wait().is_ok_and(|status| status.success()) }
+            }
+            down => down,
+        };
+        match *state {
+            State::Down { clean: true } => Ok(()),
+            _ => Err(Error::internal("lab.cleanup", "the lab could not be taken down completely")
+                .hint(format!("see guard.log in the lab's directory, and: ip netns pids {}", netns(&self.name)))),
         }
     }
 }
 
-fn stopping() -> Error {
-    Error::conflict("lab.stopping", "the lab is being taken down")
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Err(e) = self.finish() {
+            tracing::error!("{e:?}");
+        }
+    }
+}
+
+impl State {
+    fn up(&self) -> Result<()> {
+        match self {
+            State::Up { .. } => Ok(()),
+            State::Down { .. } => Err(Error::conflict("lab.stopping", "the lab is being taken down")),
+        }
+    }
 }
 
 /// A lab empties its directory at each start, so it takes none that holds other things.
@@ -157,6 +175,9 @@ pub fn main(name: &str, dir: &Path, lab: u32) -> Result<ExitCode> {
             Ok(file) => held.push(file),
             Err(other) => {
                 println!("busy {other}");
+                if !held.is_empty() {
+                    let _ = fs::remove_file(&locks[0]);
+                }
                 return Ok(ExitCode::FAILURE);
             }
         }

@@ -1,5 +1,6 @@
 //! Is this host able to be a rack? Everything that is missing is said at once.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use super::bmc::IPMI_SIM;
@@ -18,16 +19,16 @@ pub fn check(spec: &Spec) -> Result<()> {
         return Err(Error::config("lab.root", "the lab needs root: it makes network namespaces and tap devices")
             .hint("run it with sudo"));
     }
-    tools(spec)?;
+    tools(spec, &std::env::var_os("PATH").unwrap_or_default())?;
     memory(spec)?;
     disk(spec)
 }
 
 /// Programs and files with the Debian package that has them.
-fn tools(spec: &Spec) -> Result<()> {
+fn tools(spec: &Spec, path: &OsStr) -> Result<()> {
     let mut missing: Vec<(&str, &str)> = [(QEMU, "qemu-system-x86"), (IPMI_SIM, "openipmi"), ("ip", "iproute2")]
         .into_iter()
-        .filter(|(program, _)| !in_path(program))
+        .filter(|(program, _)| !in_path(path, program))
         .collect();
     if spec.machines.iter().any(|m| m.firmware == Firmware::Uefi) {
         let firmware = [OVMF_CODE, OVMF_VARS].into_iter().filter(|file| !Path::new(file).exists());
@@ -47,9 +48,8 @@ fn tools(spec: &Spec) -> Result<()> {
         .hint(format!("apt-get install --no-install-recommends {}", packages.join(" "))))
 }
 
-fn in_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+fn in_path(path: &OsStr, program: &str) -> bool {
+    std::env::split_paths(path).any(|dir| dir.join(program).is_file())
 }
 
 fn memory(spec: &Spec) -> Result<()> {
@@ -85,5 +85,41 @@ fn disk(spec: &Spec) -> Result<()> {
             ),
         )
         .hint("name another place with --dir")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::spec::MachineSpec;
+    use crate::machine::Role;
+
+    fn spec(memory_bytes: u64) -> Spec {
+        let machine = MachineSpec {
+            role: Role::Kvm,
+            firmware: Firmware::Bios,
+            memory_bytes,
+            disks: vec![],
+            listed_password: None,
+        };
+        let paths = "/nonexistent";
+        Spec { name: "t".into(), dir: paths.into(), cache: paths.into(), binary: paths.into(), machines: vec![machine] }
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_its_packages() {
+        let error = tools(&spec(1 << 30), OsStr::new("/nonexistent")).unwrap_err();
+        // Where there is no tun device that is said first.
+        if error.code() == "lab.tools" {
+            assert!(error.message().contains("qemu-system-x86_64, ipmi_sim, ip"), "{error}");
+            assert!(error.next_step().is_some_and(|h| h.ends_with("qemu-system-x86 openipmi iproute2")), "{error:?}");
+        } else {
+            assert_eq!(error.code(), "lab.tun");
+        }
+    }
+
+    #[test]
+    fn more_memory_than_there_is_is_refused() {
+        assert_eq!(memory(&spec(1 << 50)).unwrap_err().code(), "lab.memory");
     }
 }

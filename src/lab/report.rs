@@ -4,7 +4,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::appliance::Api1;
+use super::appliance::Client;
 use super::text::plain;
 use super::watch::{End, Watched};
 use super::{Lab, Machine};
@@ -36,7 +36,8 @@ struct Entry {
     stages: Vec<StageTime>,
     serial: Option<String>,
     model: Option<String>,
-    kernel: Option<String>,
+    cpu_threads: Option<u16>,
+    memory_bytes: Option<u64>,
     address: Option<std::net::IpAddr>,
     deployed: Option<Deployed>,
     checks: Vec<Check>,
@@ -48,7 +49,7 @@ struct Entry {
 }
 
 impl Report {
-    pub async fn collect(api: &Api1, lab: &Lab, watched: Watched) -> Result<Report> {
+    pub async fn collect(api: &Client, lab: &Lab, watched: Watched) -> Result<Report> {
         let mut machines = Vec::new();
         for machine in &lab.machines {
             let Some(seen) = watched.views.iter().find(|v| v.name == machine.name()) else { continue };
@@ -116,7 +117,8 @@ fn entry(machine: &Machine, view: MachineView, seconds: Option<f64>) -> Entry {
         seconds,
         serial: view.serial.as_ref().map(ToString::to_string),
         model,
-        kernel: view.inventory.as_ref().map(|i| i.kernel.clone()),
+        cpu_threads: view.inventory.as_ref().map(|i| i.cpus.iter().map(|c| c.threads).fold(0, u16::saturating_add)),
+        memory_bytes: view.inventory.as_ref().map(|i| i.memory.usable_bytes),
         address: view.address,
         deployed: view.passport.as_ref().and_then(deployed),
         waiting: view.waiting.map(|w| w.reason),
@@ -144,17 +146,15 @@ fn deployed(passport: &Value) -> Option<Deployed> {
 
 impl Entry {
     fn text(&self) -> String {
-        let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "?".to_owned());
-        let mut lines = vec![format!(
-            "{}  {} {} host, {}: {}, serial {}, kernel {}",
-            self.name,
-            self.firmware,
-            self.role,
-            self.state,
-            known(&self.model),
-            known(&self.serial),
-            known(&self.kernel)
-        )];
+        let built_in = [
+            self.model.clone(),
+            self.serial.as_ref().map(|serial| format!("serial {serial}")),
+            self.cpu_threads.map(|threads| format!("{threads} CPU threads")),
+            self.memory_bytes.map(|bytes| format!("{} MiB", bytes >> 20)),
+        ];
+        let built_in = built_in.into_iter().flatten().collect::<Vec<_>>().join(", ");
+        let mut lines =
+            vec![format!("{}  {}, {} {} host: {built_in}", self.name, self.state, self.firmware, self.role)];
         lines.extend(self.deployed.as_ref().map(written));
         lines.extend(self.checks.iter().map(|c| {
             let mark = if c.passed { "ok    " } else { "FAILED" };
@@ -202,5 +202,78 @@ impl std::fmt::Display for Short {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let text = format!("{:.3}", self.0);
         f.write_str(text.trim_end_matches('0').trim_end_matches('.'))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Value {
+        serde_json::json!({
+            "manifest": "ab".repeat(32), "disk": "nvme0n1", "serial": "LWD000010", "written_bytes": 2_000_000_000u64,
+            "fetched_bytes": 500_000_000, "write_seconds": 20.0, "read_back_bytes": 2_000_000_000u64,
+            "read_back_seconds": 4.0, "dd_bytes_per_second": 125e6
+        })
+    }
+
+    fn entry(name: &str, state: &str, stages: &[(&str, f64)]) -> Entry {
+        Entry {
+            name: name.into(),
+            firmware: Firmware::Bios,
+            role: Role::Kvm,
+            state: state.into(),
+            seconds: (state == "delivered").then_some(61.25),
+            stages: stages.iter().map(|(s, t)| StageTime { state: (*s).into(), seconds: *t }).collect(),
+            serial: Some("S1".into()),
+            model: None,
+            cpu_threads: Some(2),
+            memory_bytes: Some(2 << 30),
+            address: None,
+            deployed: deployed(&serde_json::json!({ "claims": [{ "write": record() }] })),
+            checks: Vec::new(),
+            measured: vec![Measured { name: "boot".into(), value: 12.3400, unit: "s".into() }],
+            waiting: None,
+            problem: None,
+            console: Vec::new(),
+            passport: None,
+        }
+    }
+
+    #[test]
+    fn the_write_is_found_wherever_the_passport_keeps_it() {
+        let text = entry("node-01", "delivered", &[]).text();
+        assert!(text.contains("1907 MiB written in 20.0 s, 100.0 MB/s, dd 125.0 MB/s, ratio 0.80"), "{text}");
+        assert!(text.contains("measured boot 12.34 s"), "{text}");
+        assert!(deployed(&serde_json::json!({ "disk": "nvme0n1" })).is_none());
+    }
+
+    #[test]
+    fn a_broken_machine_says_why_and_cannot_drive_the_terminal() {
+        let mut broken = entry("node-01", "broken", &[]);
+        broken.problem = Some(Problem {
+            code: "disk.none".into(),
+            title: "no disk\u{1b}[2J fits".into(),
+            hint: Some("fit a disk".into()),
+            causes: vec![],
+        });
+        broken.console = vec!["login:".into()];
+        let text = broken.text();
+        assert!(text.contains("problem [disk.none] no disk fits\n  hint: fit a disk\n  console | login:"), "{text}");
+    }
+
+    #[test]
+    fn stages_down_and_machines_across() {
+        let machines = vec![
+            entry("node-01", "delivered", &[("seen", 1.0), ("deploying", 2.0), ("seen", 0.5)]),
+            entry("node-02", "broken", &[("seen", 4.0)]),
+        ];
+        let report = Report { lab: "t".into(), outcome: End::Broken.name(), seconds: 70.0, machines };
+        let table = report.table().to_string();
+        let row =
+            |name: &str| table.lines().find(|l| l.contains(name)).map(|l| l.split_whitespace().collect::<Vec<_>>());
+        assert_eq!(row("seen").unwrap()[1..4], ["seen", "1.5", "4.0"]);
+        assert_eq!(row("deploying").unwrap()[1..4], ["deploying", "2.0", "-"]);
+        assert!(report.text().ends_with("not all delivered after 70.0 s: broken"));
     }
 }

@@ -1,5 +1,6 @@
 //! `rackline lab up`: from nothing to delivered machines and a report, in one command.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::appliance::{Api1, ready};
+use super::appliance::{Client, ready};
 use super::report::Report;
 use super::spec::{BMC_USER, Disk, DiskKind, MachineSpec, Spec};
 use super::watch::{self, End};
@@ -156,8 +157,8 @@ pub async fn up(options: Options) -> Result<ExitCode> {
         }
     };
     let finished = tokio::task::spawn_blocking(move || guard.finish()).await;
-    finished.or_fail(Kind::Internal, "lab.cleanup", || "the clean-up was cut short")??;
-    outcome
+    let finished = finished.or_fail(Kind::Internal, "lab.cleanup", || "the clean-up was cut short")?;
+    outcome.and_then(|code| finished.map(|()| code))
 }
 
 async fn run(options: &Options, spec: Spec, guard: Guard) -> Result<ExitCode> {
@@ -166,7 +167,7 @@ async fn run(options: &Options, spec: Spec, guard: Guard) -> Result<ExitCode> {
     let mut lab = building.await.or_fail(Kind::Internal, "lab.build", || "the lab's start was cut short")??;
     note(format!("{:5.1} s  network, BMCs and blank machines are there", start.elapsed().as_secs_f64()));
     lab.appliance.start()?;
-    let api = Api1::new(lab.appliance.address)?;
+    let api = Client::new(lab.appliance.address)?;
     let views = ready(&api, &mut lab.appliance, &lab.machines).await?;
     note(format!("{:5.1} s  the appliance answers at http://{}", start.elapsed().as_secs_f64(), lab.appliance.address));
     let powered = Instant::now();
@@ -179,10 +180,8 @@ async fn run(options: &Options, spec: Spec, guard: Guard) -> Result<ExitCode> {
     let watched = watch::until_delivered(&api, &mut lab, powered, timeout).await?;
     let end = watched.end;
     let report = Report::collect(&api, &lab, watched).await?;
-    match options.json {
-        true => println!("{}", report.json()?),
-        false => println!("{}", report.text()),
-    }
+    let text = if options.json { report.json()? } else { report.text() };
+    writeln!(std::io::stdout(), "{text}").or_fail(Kind::Input, "lab.report", || "nobody reads the report")?;
     if !options.once {
         stay(&lab).await;
     }

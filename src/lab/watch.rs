@@ -7,13 +7,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Lab;
-use super::appliance::Api1;
+use super::appliance::Client;
 use super::text::plain;
 use crate::api::view::MachineView;
 use crate::error::Result;
 
 const EVERY: Duration = Duration::from_millis(500);
-/// A restart of the appliance passes unseen; more than this is an end.
+/// On a busy host an answer may be late; more than this is an end.
 const SILENT_WITHIN: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub struct Watched {
 }
 
 /// Ends when all are delivered, one is broken, or the time is up.
-pub async fn until_delivered(api: &Api1, lab: &mut Lab, powered: Instant, timeout: Duration) -> Result<Watched> {
+pub async fn until_delivered(api: &Client, lab: &mut Lab, powered: Instant, timeout: Duration) -> Result<Watched> {
     let mut screen = Screen::new(lab, powered);
     let mut seconds = HashMap::new();
     let mut heard = Instant::now();
@@ -54,9 +54,9 @@ pub async fn until_delivered(api: &Api1, lab: &mut Lab, powered: Instant, timeou
                 heard = Instant::now();
                 views = now;
             }
+            Err(_) if !lab.appliance.is_running() => return Err(lab.appliance.ended("the appliance has ended")),
             Err(e) if heard.elapsed() > SILENT_WITHIN => {
-                let why = if lab.appliance.is_running() { "does not answer any more" } else { "has ended" };
-                return Err(lab.appliance.ended(&format!("the appliance {why}: {e}")));
+                return Err(lab.appliance.ended(&format!("the appliance does not answer any more: {e}")));
             }
             Err(_) => {}
         }
@@ -104,7 +104,7 @@ impl Screen {
         let bars = (!target.is_hidden()).then(|| {
             let all = MultiProgress::with_draw_target(target);
             let style =
-                ProgressStyle::with_template("{prefix:12} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+                ProgressStyle::with_template("{prefix:8} {wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
             let bars = lab.machines.iter().map(|m| {
                 let bar = all.add(ProgressBar::no_length().with_style(style.clone()).with_prefix(m.name()));
                 (m.name(), bar)
@@ -153,6 +153,8 @@ impl Screen {
     fn close(&self) {
         if let Some((_, bars)) = &self.bars {
             bars.values().for_each(ProgressBar::abandon);
+            // The last bar's line is open.
+            eprintln!();
         }
     }
 }

@@ -119,7 +119,8 @@ fn a_stopped_lab_leaves_only_its_directory() {
     let name = spec.name.clone();
     let lab = Lab::start(spec.clone()).unwrap();
     lab.ipmitool(1, &["power", "on"]).unwrap();
-    assert_eq!(left(&name).len(), 2, "one BMC and one machine");
+    // The BMC's helper programs may take a moment to end.
+    lab.wait_until("one BMC and one machine", Duration::from_secs(10), |_| left(&name).len() == 2).unwrap();
 
     let refused = Lab::start(spec.clone()).map(drop).unwrap_err();
     assert_eq!(refused.code(), "lab.running", "{refused:?}");
@@ -129,6 +130,21 @@ fn a_stopped_lab_leaves_only_its_directory() {
     assert!(nothing_left(&name), "{:?}", left(&name));
     assert!(spec.dir.join("node-01/lan.conf").exists());
     Lab::start(spec).unwrap().stop().unwrap();
+}
+
+#[test]
+fn a_uefi_machine_with_all_kinds_of_disks_asks_the_network_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = spec("uefi", 1, dir.path());
+    let disk = |kind| Disk { bytes: 1 << 30, kind };
+    spec.machines[0].firmware = Firmware::Uefi;
+    spec.machines[0].disks = [DiskKind::Nvme, DiskKind::SataSsd, DiskKind::Hdd].map(disk).to_vec();
+    let lab = Lab::start(spec).unwrap();
+    lab.ipmitool(1, &["power", "on"]).unwrap();
+    let within = Duration::from_secs(60);
+    lab.wait_until("PXE of the firmware", within, |lab| lab.console(1).unwrap().contains("PXE over IPv4")).unwrap();
+    assert_eq!(times(&lab.console(1).unwrap(), "iPXE"), 0, "the firmware's own PXE, not QEMU's ROM");
+    lab.stop().unwrap();
 }
 
 /// Runs `lab up` until its network is there.
