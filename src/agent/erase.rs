@@ -4,11 +4,12 @@
 //! zeroed in any case, since what a discarded block reads is the device's choice (ATA "deterministic read" is optional).
 //! On a rotating disk without discard that leaves data blocks: the report says so, and does not call it erased.
 
-use super::block::{Buffer, Device, is_zero};
+use super::block::{Buffer, Device};
 use super::inventory;
 use super::progress::Meter;
 use super::roots::Roots;
 use crate::error::{Error, Result};
+use crate::image::chunk::is_zero;
 use crate::link::Outcome;
 use crate::machine::{Disk, Serial};
 

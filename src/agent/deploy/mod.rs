@@ -162,6 +162,8 @@ async fn clear(device: &Arc<Device>, image: &Arc<Manifest>, meter: &Meter) -> Re
     blocking(move || {
         let size = device.size();
         device.discard(0, size)?;
+        // What was installed before must not start any more; the image's own first chunk is written last.
+        device.zero(0, u64::from(image.chunk_size).min(size))?;
         for (offset, len) in image.zero_ranges() {
             device.zero(offset, len)?;
         }

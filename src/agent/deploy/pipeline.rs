@@ -46,32 +46,31 @@ pub struct Written {
     pub seconds: f64,
 }
 
-/// Writes all stored chunks and has the disk confirm them.
+/// Writes all stored chunks and has the disk confirm them. The first chunk, with boot loader and partition table, comes
+/// last and after that confirmation: a disk that was left half written does not start.
 pub async fn write(device: &Arc<Device>, image: &Arc<Manifest>, source: &dyn Source, meter: &Meter) -> Result<Written> {
     let start = Instant::now();
     meter.step("writing", image.used_bytes);
-    let crew = Arc::new(Crew::new(device, image, meter));
-    for _ in 0..ROUNDS {
-        let wanted: Vec<Wanted> = crew.missing().values().map(wanted).collect();
-        if wanted.is_empty() {
-            break;
+    let mut fetched_bytes = 0;
+    let (first, rest): (Vec<&Chunk>, Vec<&Chunk>) = image.chunks.iter().partition(|c| c.index == 0);
+    for chunks in [rest, first] {
+        let crew = Arc::new(Crew::new(device, image, chunks, meter));
+        for _ in 0..ROUNDS {
+            let wanted: Vec<Wanted> = crew.missing().values().map(wanted).collect();
+            if wanted.is_empty() {
+                break;
+            }
+            crew.round(&wanted, source).await?;
         }
-        crew.round(&wanted, source).await?;
+        if let Some(chunk) = crew.missing().values().next() {
+            let what = format!("chunk {} of the image is not what was signed", chunk.index);
+            return Err(Error::refused("image.chunk", what).hint("see `rackline image verify` on the appliance"));
+        }
+        let confirmed = Arc::clone(device);
+        blocking(move || confirmed.sync()).await?;
+        fetched_bytes += crew.fetched.load(Ordering::Relaxed);
     }
-    if let Some(chunk) = crew.missing().values().next() {
-        return Err(Error::refused(
-            "image.chunk",
-            format!("chunk {} of the image is not what was signed", chunk.index),
-        )
-        .hint("see `rackline image check` on the appliance"));
-    }
-    let confirmed = Arc::clone(device);
-    blocking(move || confirmed.sync()).await?;
-    Ok(Written {
-        written_bytes: image.used_bytes,
-        fetched_bytes: crew.fetched.load(Ordering::Relaxed),
-        seconds: start.elapsed().as_secs_f64(),
-    })
+    Ok(Written { written_bytes: image.used_bytes, fetched_bytes, seconds: start.elapsed().as_secs_f64() })
 }
 
 fn wanted(chunk: &Chunk) -> Wanted {
@@ -97,12 +96,12 @@ struct Full {
 }
 
 impl Crew {
-    fn new(device: &Arc<Device>, image: &Arc<Manifest>, meter: &Meter) -> Self {
+    fn new(device: &Arc<Device>, image: &Arc<Manifest>, chunks: Vec<&Chunk>, meter: &Meter) -> Self {
         Self {
             device: Arc::clone(device),
             image: Arc::clone(image),
             meter: meter.clone(),
-            missing: Mutex::new(image.chunks.iter().map(|c| (c.index, c.clone())).collect()),
+            missing: Mutex::new(chunks.into_iter().map(|c| (c.index, c.clone())).collect()),
             fetched: AtomicU64::new(0),
             failed: Mutex::new(None),
         }

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::agent::block::{Buffer, Device, is_zero};
+use crate::agent::block::{Buffer, Device};
 use crate::agent::progress::Meter;
 use crate::error::{Error, Result};
 use crate::image::{Chunk, Manifest, chunk};
@@ -72,7 +72,7 @@ fn check_piece(device: &Device, piece: &Piece<'_>, buffer: &mut Buffer) -> Resul
     let there = &buffer[..len];
     let (right, what) = match piece {
         Piece::Chunk(chunk) => (chunk::verify_raw(chunk, there).is_ok(), format!("chunk {}", chunk.index)),
-        Piece::Zeros { .. } => (is_zero(there), "a range of zeros".to_owned()),
+        Piece::Zeros { .. } => (chunk::is_zero(there), "a range of zeros".to_owned()),
     };
     if right {
         return Ok(());

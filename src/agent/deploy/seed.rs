@@ -8,8 +8,9 @@ use std::io::{Cursor, Write};
 use serde::{Deserialize, Serialize};
 
 use super::gpt::SeedPlace;
-use crate::agent::block::{Buffer, Device, is_zero};
+use crate::agent::block::{Buffer, Device};
 use crate::error::{Error, Kind, OrFail, Result};
+use crate::image::chunk::is_zero;
 use crate::link::Seed;
 use crate::machine::{Digest, MachineId, Serial};
 

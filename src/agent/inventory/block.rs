@@ -28,6 +28,7 @@ pub fn read(sys: &Path) -> Result<Vec<Disk>> {
 fn disk(dir: &Path, name: &str) -> Disk {
     let flag = |path: &str| value(&dir.join(path)).is_some_and(|v| v == "1");
     let first = |paths: &[&str]| paths.iter().find_map(|p| value(&dir.join(p)));
+    let transport = transport(dir, name);
     let sectors: u64 = first(&["size"]).and_then(|v| v.parse().ok()).unwrap_or(0);
     Disk {
         name: name.to_owned(),
@@ -36,10 +37,11 @@ fn disk(dir: &Path, name: &str) -> Disk {
         wwn: first(&["wwid", "device/wwid"]).and_then(|w| normalise_wwn(&w)),
         // The kernel counts in 512 bytes whatever the sector size is.
         size_bytes: sectors.saturating_mul(512),
-        rotational: flag("queue/rotational"),
+        // virtio-blk has no way to say that nothing turns, and the kernel then assumes that it does.
+        rotational: transport != "virtio" && flag("queue/rotational"),
         removable: flag("removable"),
         read_only: flag("ro"),
-        transport: transport(dir, name).to_owned(),
+        transport: transport.to_owned(),
         firmware: first(&["device/firmware_rev", "device/rev"]),
     }
 }
@@ -161,6 +163,7 @@ mod tests {
         assert_eq!(nvme.firmware.as_deref(), Some("GDC5302Q"));
         assert_eq!((sata.serial.as_ref().unwrap().as_str(), sata.transport.as_str()), ("WD-123", "sata"));
         assert_eq!((sata.wwn.as_deref(), sata.rotational), (None, true));
+        assert!(!virtio.rotational);
         assert_eq!((virtio.serial.as_ref().unwrap().as_str(), virtio.transport.as_str()), ("DISK-1", "virtio"));
     }
 

@@ -1,0 +1,661 @@
+//! The agent against a small appliance that serves a real image, with loop devices for disks: what it writes, what it
+//! refuses, and that neither a lost connection nor a restart of either side costs more than time. Needs root.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Cursor, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path as UrlPath, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::Bytes;
+use rackline::agent::{Options, Roots, run};
+use rackline::image::chunk::{PackOptions, pack};
+use rackline::image::manifest::Boot;
+use rackline::image::{Manifest, SignedManifest, SigningKey};
+use rackline::link::{Deploy, Hello, Issued, Order, Outcome, ReadBack, Report, Seed, Welcome};
+use rackline::machine::{Digest, Firmware, MachineId, Serial, TargetRule};
+use rackline::swarm::{Frame, HttpSource, Limits, Source, Wanted};
+use tokio::sync::watch;
+
+const MIB: usize = 1 << 20;
+const IMAGE: usize = 24 * MIB;
+const DISK: u64 = 640 << 20;
+const TOKEN: &str = "it-token";
+/// What the disks are full of before.
+const OLD: u8 = 0xaa;
+
+// ---- the disk ----
+
+/// A loop device over a sparse file with old data at both ends. Detached and deleted when dropped.
+struct TestDisk {
+    device: PathBuf,
+    file: tempfile::NamedTempFile,
+}
+
+impl TestDisk {
+    fn new(size: u64) -> Self {
+        let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        file.as_file().set_len(size).unwrap();
+        let old = vec![OLD; 64 * MIB];
+        file.as_file().write_all_at(&old, 0).unwrap();
+        file.as_file().write_all_at(&old[..32 * MIB], size - 32 * MIB as u64).unwrap();
+        let output = Command::new("losetup").args(["-f", "--show"]).arg(file.path()).output().unwrap();
+        assert!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
+        Self { device: String::from_utf8(output.stdout).unwrap().trim().into(), file }
+    }
+
+    /// Through the page cache of the device, as the next user would see it.
+    fn read(&self, offset: u64, len: usize) -> Vec<u8> {
+        let mut device = File::open(&self.device).unwrap();
+        device.seek(SeekFrom::Start(offset)).unwrap();
+        let mut bytes = vec![0; len];
+        device.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn untouched(&self) -> bool {
+        self.read(0, 64 * MIB).iter().all(|b| *b == OLD) && self.read(DISK - MIB as u64, MIB).iter().all(|b| *b == OLD)
+    }
+}
+
+impl Drop for TestDisk {
+    fn drop(&mut self) {
+        Command::new("losetup").arg("-d").arg(&self.device).status().unwrap();
+    }
+}
+
+/// A machine made of folders: its disks are what we say, not what is built into this one.
+struct Machine {
+    /// Deleted with the machine.
+    _dir: tempfile::TempDir,
+    roots: Roots,
+}
+
+impl Machine {
+    fn new(disks: &[(&str, &TestDisk)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let roots = Roots { sys: at("sys"), proc: at("proc"), dev: at("dev"), run: at("run") };
+        std::fs::create_dir_all(&roots.dev).unwrap();
+        std::fs::create_dir_all(roots.proc.join("sys/kernel")).unwrap();
+        std::fs::write(roots.proc.join("sys/kernel/osrelease"), "6.1.0-test\n").unwrap();
+        for (name, disk) in disks {
+            let block = roots.sys.join("block").join(name);
+            std::fs::create_dir_all(block.join("queue")).unwrap();
+            let size = disk.file.as_file().metadata().unwrap().len() / 512;
+            for (file, text) in [("size", size.to_string()), ("serial", format!("SER-{name}")), ("ro", "0".into())] {
+                std::fs::write(block.join(file), text).unwrap();
+            }
+            std::fs::write(block.join("queue/rotational"), "0").unwrap();
+            std::os::unix::fs::symlink(&disk.device, roots.dev.join(name)).unwrap();
+        }
+        Self { _dir: dir, roots }
+    }
+}
+
+// ---- the image ----
+
+struct Image {
+    raw: Vec<u8>,
+    manifest: Manifest,
+    signed: Vec<u8>,
+    data: Vec<u8>,
+    digest: Digest,
+    key: String,
+}
+
+/// A GPT disk with partitions 1 and 14, every third MiB of it zero.
+fn image(size: usize) -> Image {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(size as u64).unwrap();
+    let mut noise = blake3::Hasher::new().update(b"rackline test image").finalize_xof();
+    let mut piece = vec![0; MIB];
+    for mib in (1..size / MIB - 1).filter(|m| m % 3 != 0) {
+        noise.fill(&mut piece);
+        file.as_file().write_all_at(&piece, (mib * MIB) as u64).unwrap();
+    }
+    let script = "label: gpt\n1 : start=2048, size=4096, name=one\n14 : start=8192, size=16384, name=fourteen\n";
+    let mut sfdisk = Command::new("sfdisk")
+        .args(["-q", "--no-reread", "--no-tell-kernel"])
+        .arg(file.path())
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    sfdisk.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    assert!(sfdisk.wait().unwrap().success());
+    let mut raw = Vec::new();
+    file.rewind().unwrap();
+    file.read_to_end(&mut raw).unwrap();
+
+    let mut data = Vec::new();
+    let options = PackOptions { chunk_size: MIB as u32, level: 1, threads: 2 };
+    let packed = pack(&raw[..], raw.len() as u64, &mut data, options, &|_| {}).unwrap();
+    let manifest = Manifest {
+        name: "test".into(),
+        release: "20261121-00000000".into(),
+        arch: "amd64".into(),
+        roles: vec![],
+        firmware: vec![Firmware::Bios],
+        disk_size: packed.disk_size,
+        chunk_size: packed.chunk_size,
+        used_bytes: packed.used_bytes,
+        data_size: packed.data_size,
+        boot: Boot {
+            root_label: "root".into(),
+            release: "6.1".into(),
+            kernel: "/vmlinuz".into(),
+            initrd: "/initrd.img".into(),
+            command_line: "ro".into(),
+        },
+        labels: BTreeMap::new(),
+        chunks: packed.chunks,
+    };
+    let key = SigningKey::generate().unwrap();
+    let signed = SignedManifest::sign(&manifest, &key).unwrap();
+    let digest = signed.digest();
+    Image { raw, manifest, signed: signed.encode(), data, digest, key: key.public().to_string() }
+}
+
+// ---- the appliance ----
+
+/// What the appliance does wrong.
+#[derive(Default)]
+struct Faults {
+    /// Answers for data that are cut off after so many bytes, and how many of them.
+    cut: Mutex<(usize, usize)>,
+    /// Answers for data that stop after so many bytes without an end, and how many of them.
+    hang: Mutex<(usize, usize)>,
+    /// Reports that are answered with 503 first.
+    busy: AtomicUsize,
+}
+
+struct Appliance {
+    image: Image,
+    order: watch::Sender<Issued>,
+    reports: Mutex<Vec<Report>>,
+    reported: tokio::sync::Notify,
+    /// Runs when the target is told, before the answer.
+    on_target: Box<dyn Fn() + Send + Sync>,
+    data_requests: AtomicUsize,
+    faults: Faults,
+    machine: MachineId,
+}
+
+impl Appliance {
+    fn new(image: Image, order: Order, faults: Faults, on_target: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            image,
+            order: watch::Sender::new(Issued { number: 1, order }),
+            reports: Mutex::new(Vec::new()),
+            reported: tokio::sync::Notify::new(),
+            on_target: Box::new(on_target),
+            data_requests: AtomicUsize::new(0),
+            faults,
+            machine: MachineId::generate(),
+        })
+    }
+
+    fn router(self: &Arc<Self>) -> Router {
+        Router::new()
+            .route("/agent/v1/hello", post(hello))
+            .route("/agent/v1/{machine}/order", get(order))
+            .route("/agent/v1/{machine}/progress", post(|| async { StatusCode::NO_CONTENT }))
+            .route("/agent/v1/{machine}/report", post(report))
+            .route("/images/{digest}/manifest", get(manifest))
+            .route("/images/{digest}/data", get(data))
+            .with_state(Arc::clone(self))
+    }
+
+    /// On any port, or again on the one it had. On a runtime of its own, so that it ends like a process: with all its
+    /// connections.
+    async fn serve(self: &Arc<Self>, port: u16) -> (u16, Server) {
+        let listener = loop {
+            match std::net::TcpListener::bind(("127.0.0.1", port)) {
+                Ok(listener) => break listener,
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        };
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let router = self.router();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.spawn(async move {
+            axum::serve(tokio::net::TcpListener::from_std(listener).unwrap(), router).await.unwrap();
+        });
+        (port, Server(Some(runtime)))
+    }
+
+    /// The first report that `wanted` likes.
+    async fn wait_for(&self, wanted: impl Fn(&Outcome) -> bool) -> Outcome {
+        let wait = async {
+            loop {
+                let reported = self.reported.notified();
+                let found = self.reports.lock().unwrap().iter().find(|r| wanted(&r.outcome)).cloned();
+                match found {
+                    Some(report) => return report.outcome,
+                    None => reported.await,
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(240), wait).await.expect("no such report")
+    }
+
+    /// How the order ended: anything but the telling of the target.
+    async fn end(&self) -> Outcome {
+        self.wait_for(|o| !matches!(o, Outcome::TargetChosen { .. })).await
+    }
+}
+
+struct Server(Option<tokio::runtime::Runtime>);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.take().unwrap().shutdown_background();
+    }
+}
+
+fn allowed(headers: &HeaderMap) -> bool {
+    headers.get("authorization").is_some_and(|v| v == &format!("Bearer {TOKEN}"))
+}
+
+async fn hello(State(a): State<Arc<Appliance>>, Json(hello): Json<Hello>) -> Json<Welcome> {
+    assert_eq!(hello.machine, a.machine);
+    Json(Welcome { machine: hello.machine, name: "it-1".into(), token: TOKEN.into() })
+}
+
+async fn order(
+    State(a): State<Arc<Appliance>>,
+    Query(query): Query<BTreeMap<String, u64>>,
+    headers: HeaderMap,
+) -> Response {
+    if !allowed(&headers) {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    let mut orders = a.order.subscribe();
+    let after = query["after"];
+    let wait = orders.wait_for(|issued| issued.number != after);
+    let _ = tokio::time::timeout(Duration::from_secs(5), wait).await;
+    Json(a.order.borrow().clone()).into_response()
+}
+
+async fn report(State(a): State<Arc<Appliance>>, headers: HeaderMap, Json(report): Json<Report>) -> StatusCode {
+    if !allowed(&headers) {
+        return StatusCode::UNAUTHORIZED;
+    }
+    if a.faults.busy.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
+        return StatusCode::SERVICE_UNAVAILABLE;
+    }
+    if matches!(report.outcome, Outcome::TargetChosen { .. }) {
+        (a.on_target)();
+    }
+    a.reports.lock().unwrap().push(report);
+    a.reported.notify_waiters();
+    StatusCode::NO_CONTENT
+}
+
+async fn manifest(State(a): State<Arc<Appliance>>, UrlPath(_): UrlPath<String>) -> Vec<u8> {
+    a.image.signed.clone()
+}
+
+async fn data(State(a): State<Arc<Appliance>>, headers: HeaderMap) -> Response {
+    a.data_requests.fetch_add(1, Ordering::SeqCst);
+    let range = headers["range"].to_str().unwrap().strip_prefix("bytes=").unwrap();
+    let (start, end) = range.split_once('-').unwrap();
+    let (start, end): (usize, usize) = (start.parse().unwrap(), end.parse().unwrap());
+    let bytes = Bytes::copy_from_slice(&a.image.data[start..=end]);
+    let take = |fault: &Mutex<(usize, usize)>| {
+        let mut fault = fault.lock().unwrap();
+        (fault.1 > 0).then(|| {
+            fault.1 -= 1;
+            fault.0
+        })
+    };
+    let body = if let Some(len) = take(&a.faults.cut) {
+        let part = bytes.slice(..len.min(bytes.len()));
+        Body::from_stream(futures::stream::iter([Ok(part), Err(std::io::Error::other("cut off"))]))
+    } else if let Some(len) = take(&a.faults.hang) {
+        let part = bytes.slice(..len.min(bytes.len()));
+        let first = futures::stream::iter([Ok::<_, std::io::Error>(part)]);
+        Body::from_stream(futures::StreamExt::chain(first, futures::stream::pending()))
+    } else {
+        Body::from(bytes)
+    };
+    let place = format!("bytes {start}-{end}/{}", a.image.data.len());
+    (StatusCode::PARTIAL_CONTENT, [("content-range", place)], body).into_response()
+}
+
+// ---- the agent ----
+
+fn options(port: u16, appliance: &Appliance, machine: &Machine) -> Options {
+    let line = format!(
+        "quiet rackline.url=http://127.0.0.1:{port} rackline.machine={} rackline.token=boot rackline.key={}",
+        appliance.machine, appliance.image.key
+    );
+    let mut options = Options::from_kernel_command_line(&line).unwrap();
+    options.roots = machine.roots.clone();
+    // The real one would restart the machine that runs the tests.
+    options.hooks.leave = Arc::new(|_| Ok(()));
+    options
+}
+
+fn deploy(digest: Digest, target: TargetRule) -> Order {
+    let seed = Seed {
+        meta_data: "instance-id: it-1\n".into(),
+        user_data: "#cloud-config\n".into(),
+        network_config: "version: 2\n".into(),
+    };
+    Order::Deploy(Box::new(Deploy { manifest: digest, target, seed, read_back: ReadBack::Full, compare_with_dd: true }))
+}
+
+/// An agent that lives for as long as this does.
+struct Living(tokio::task::JoinHandle<rackline::error::Result<()>>);
+
+impl Living {
+    fn start(options: Options) -> Self {
+        Self(tokio::spawn(run(options)))
+    }
+}
+
+impl Drop for Living {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The code of the failure that the order ended with.
+async fn failure(appliance: &Arc<Appliance>, machine: &Machine) -> String {
+    let (port, server) = appliance.serve(0).await;
+    let agent = Living::start(options(port, appliance, machine));
+    let end = appliance.end().await;
+    drop(agent);
+    drop(server);
+    match end {
+        Outcome::Failed(problem) => problem.code,
+        other => panic!("did not fail: {other:?}"),
+    }
+}
+
+fn assert_written(disk: &TestDisk, image: &Image) {
+    // The first MiB has the partition table, which was fitted to the disk; the image's own backup of it is gone.
+    let end = image.raw.len() - MIB;
+    let there = disk.read(0, image.raw.len());
+    let differs = (MIB..end).find(|i| there[*i] != image.raw[*i]);
+    assert_eq!(differs, None, "first byte that differs, zero chunks included");
+    assert_eq!(there[..440], image.raw[..440]);
+}
+
+fn assert_fitted(disk: &TestDisk, image: &Image) -> (u64, u64) {
+    let table = gpt::GptConfig::new().only_valid_headers(true).open(&disk.device).unwrap();
+    let (first, last) = (table.primary_header().unwrap(), table.backup_header().unwrap());
+    assert_eq!((first.backup_lba, last.current_lba), (DISK / 512 - 1, DISK / 512 - 1));
+    let verify = Command::new("sfdisk").arg("--verify").arg(&disk.device).output().unwrap();
+    let said = String::from_utf8_lossy(&[verify.stdout, verify.stderr].concat()).into_owned();
+    assert!(verify.status.success() && said.contains("No errors"), "{said}");
+    let parts: Vec<(u32, String)> = table.partitions().iter().map(|(n, p)| (*n, p.name.clone())).collect();
+    assert_eq!(parts, [(1, "one".into()), (14, "fourteen".into()), (15, "rackline-seed".into())]);
+    let seed = &table.partitions()[&15];
+    assert_eq!(seed.first_lba % 2048, 0);
+    assert!(seed.first_lba * 512 > image.raw.len() as u64);
+    (seed.first_lba * 512, (seed.last_lba + 1 - seed.first_lba) * 512)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_written_read_back_and_given_its_seed() {
+    let disk = Arc::new(TestDisk::new(DISK));
+    let machine = Machine::new(&[("vda", &disk)]);
+    let image = image(IMAGE);
+    let order = deploy(image.digest, TargetRule::SmallestSsd);
+    let before = Arc::clone(&disk);
+    let untouched = move || assert!(before.untouched(), "written to before the target was told");
+    let appliance = Appliance::new(image, order, Faults::default(), untouched);
+    let (port, server) = appliance.serve(0).await;
+    let left = Arc::new(Mutex::new(None));
+    let mut options = options(port, &appliance, &machine);
+    let seen = Arc::clone(&left);
+    options.hooks.leave = Arc::new(move |how| {
+        *seen.lock().unwrap() = Some(how);
+        Ok(())
+    });
+    let agent = tokio::spawn(run(options));
+
+    let end = appliance.end().await;
+    let Outcome::Deployed(deployed) = end else { panic!("{end:?}") };
+    let image = &appliance.image;
+    assert_eq!((deployed.disk.as_str(), deployed.serial), ("vda", Serial::parse("SER-vda")));
+    assert_eq!((deployed.written_bytes, deployed.read_back_bytes), (image.manifest.used_bytes, IMAGE as u64));
+    let compressed: u64 = image.manifest.chunks.iter().map(|c| u64::from(c.length)).sum();
+    assert_eq!(deployed.fetched_bytes, compressed);
+    assert!(deployed.dd_bytes_per_second.is_some_and(|rate| rate > 0.0));
+    assert_written(&disk, image);
+    assert!(disk.read(IMAGE as u64, 16 * MIB).iter().all(|b| *b == 0), "old data behind the image");
+
+    let (offset, len) = assert_fitted(&disk, image);
+    let seed = fatfs::FileSystem::new(Cursor::new(disk.read(offset, len as usize)), fatfs::FsOptions::new()).unwrap();
+    let file = |name: &str| {
+        let mut bytes = Vec::new();
+        seed.root_dir().open_file(name).unwrap().read_to_end(&mut bytes).unwrap();
+        bytes
+    };
+    assert_eq!(seed.volume_label(), "CIDATA");
+    assert_eq!(file("meta-data"), b"instance-id: it-1\n");
+    assert_eq!(file("network-config"), b"version: 2\n");
+    assert_eq!(Digest::of(&file("rackline")), Digest::of(&std::fs::read("/proc/self/exe").unwrap()));
+    let installed: serde_json::Value = serde_json::from_slice(&file("deployed.json")).unwrap();
+    assert_eq!(installed["manifest"], image.digest.to_string());
+
+    let leave = Order::Leave { how: rackline::link::Leave::Reboot, reason: "start the installed system".into() };
+    appliance.order.send_replace(Issued { number: 2, order: leave });
+    agent.await.unwrap().unwrap();
+    assert_eq!(*left.lock().unwrap(), Some(rackline::link::Leave::Reboot));
+    let reports: Vec<u64> = appliance.reports.lock().unwrap().iter().map(|r| r.number).collect();
+    assert_eq!(reports, [1, 1, 2], "target, end, leaving: each once");
+    drop(server);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_connections_and_a_restart_of_the_appliance_cost_only_time() {
+    let disk = TestDisk::new(DISK);
+    let machine = Machine::new(&[("vda", &disk)]);
+    let image = image(IMAGE);
+    let order = deploy(image.digest, TargetRule::SmallestSsd);
+    let faults = Faults { cut: Mutex::new((3 * MIB / 2, 4)), busy: AtomicUsize::new(2), ..Faults::default() };
+    let appliance = Appliance::new(image, order, faults, || ());
+    let (port, server) = appliance.serve(0).await;
+    let agent = Living::start(options(port, &appliance, &machine));
+    appliance.wait_for(|o| matches!(o, Outcome::TargetChosen { .. })).await;
+    // Every connection is lost, and for a while nobody listens.
+    drop(server);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (_, server) = appliance.serve(port).await;
+    let end = appliance.end().await;
+    assert!(matches!(end, Outcome::Deployed(_)), "{end:?}");
+    assert_written(&disk, &appliance.image);
+    assert_eq!(appliance.faults.cut.lock().unwrap().1, 0, "the data was cut off as often as planned");
+
+    // An agent that is started again in the same boot does not write again.
+    drop(agent);
+    let requests = appliance.data_requests.load(Ordering::SeqCst);
+    appliance.reports.lock().unwrap().clear();
+    let agent = Living::start(options(port, &appliance, &machine));
+    assert_eq!(appliance.end().await, end);
+    assert_eq!(appliance.data_requests.load(Ordering::SeqCst), requests);
+    drop(agent);
+    drop(server);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_with_one_flipped_byte_leaves_the_disk_alone() {
+    let disk = TestDisk::new(DISK);
+    let machine = Machine::new(&[("vda", &disk)]);
+    let mut image = image(IMAGE);
+    let middle = image.signed.len() / 2;
+    image.signed[middle] ^= 1;
+    let order = deploy(image.digest, TargetRule::SmallestSsd);
+    let appliance = Appliance::new(image, order, Faults::default(), || ());
+    assert_eq!(failure(&appliance, &machine).await, "image.signature");
+    assert!(disk.untouched());
+    assert_eq!(appliance.reports.lock().unwrap().len(), 1, "no target was told");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_image_than_the_ordered_one_leaves_the_disk_alone() {
+    let disk = TestDisk::new(DISK);
+    let machine = Machine::new(&[("vda", &disk)]);
+    let order = deploy(Digest::of(b"another"), TargetRule::SmallestSsd);
+    let appliance = Appliance::new(image(IMAGE), order, Faults::default(), || ());
+    assert_eq!(failure(&appliance, &machine).await, "image.digest");
+    assert!(disk.untouched());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_with_one_flipped_byte_never_reaches_the_disk() {
+    let disk = TestDisk::new(DISK);
+    let machine = Machine::new(&[("vda", &disk)]);
+    let mut image = image(IMAGE);
+    let chunk = image.manifest.chunks[5].clone();
+    image.data[chunk.offset as usize + 1000] ^= 1;
+    let order = deploy(image.digest, TargetRule::SmallestSsd);
+    let appliance = Appliance::new(image, order, Faults::default(), || ());
+    assert_eq!(failure(&appliance, &machine).await, "image.chunk");
+    let there = disk.read(chunk.disk_offset, chunk.raw_length as usize);
+    assert!(there.iter().all(|b| *b == 0) || there.iter().all(|b| *b == OLD), "something of the chunk was written");
+    // Asked for three times, and the rest of the disk was not dressed up as a success.
+    assert!(appliance.data_requests.load(Ordering::SeqCst) >= 3);
+    assert!(disk.read(0, MIB).iter().all(|b| *b == 0), "a half-written disk must not start");
+    assert_ne!(disk.read(DISK - 512, 8), b"EFI PART");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_disk_two_disks_a_small_one_and_a_used_one_are_refused() {
+    let (one, two) = (TestDisk::new(DISK), TestDisk::new(DISK));
+    let attempt = async |machine: &Machine, size: usize, target: TargetRule| {
+        let image = image(size);
+        let order = deploy(image.digest, target);
+        failure(&Appliance::new(image, order, Faults::default(), || ()), machine).await
+    };
+    assert_eq!(attempt(&Machine::new(&[]), IMAGE, TargetRule::SmallestSsd).await, "disk.none");
+    let both = Machine::new(&[("vda", &one), ("vdb", &two)]);
+    assert_eq!(attempt(&both, IMAGE, TargetRule::SmallestSsd).await, "disk.ambiguous");
+    // Image and seed do not fit together.
+    let small = TestDisk::new(80 << 20);
+    assert_eq!(attempt(&Machine::new(&[("vda", &small)]), IMAGE, TargetRule::SmallestSsd).await, "disk.too-small");
+    assert!(one.untouched() && two.untouched());
+
+    // /proc of this machine is not told of the mount: the kernel's own claim must hold.
+    let dir = tempfile::tempdir().unwrap();
+    let ok = |command: &mut Command| assert!(command.output().unwrap().status.success(), "{command:?}");
+    ok(Command::new("mkfs.ext4").arg("-q").arg(&one.device));
+    ok(Command::new("mount").arg(&one.device).arg(dir.path()));
+    let serial = TargetRule::Serial(Serial::parse("SER-vda").unwrap());
+    let code = attempt(&Machine::new(&[("vda", &one), ("vdb", &two)]), IMAGE, serial).await;
+    ok(Command::new("umount").arg(dir.path()));
+    assert_eq!(code, "disk.busy");
+    ok(Command::new("fsck.ext4").arg("-fn").arg(&one.device));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn erasing_keeps_the_kept_and_blanks_the_rest() {
+    let (one, two) = (TestDisk::new(DISK), TestDisk::new(DISK));
+    let machine = Machine::new(&[("vda", &one), ("vdb", &two)]);
+    let order = Order::Erase { keep: vec![Serial::parse("SER-vdb").unwrap()] };
+    let appliance = Appliance::new(image(IMAGE), order, Faults::default(), || ());
+    let (port, server) = appliance.serve(0).await;
+    let agent = Living::start(options(port, &appliance, &machine));
+    let end = appliance.end().await;
+    let Outcome::Erased { disks, how } = end else { panic!("{end:?}") };
+    assert_eq!(disks, ["vda"]);
+    assert!(how.starts_with("vda: "), "{how}");
+    for at in [0, DISK - 16 * MIB as u64] {
+        assert!(one.read(at, 16 * MIB).iter().all(|b| *b == 0));
+    }
+    assert_eq!(how.contains("reads zero"), one.read(40 << 20, MIB).iter().all(|b| *b == 0), "{how}");
+    assert!(two.untouched());
+    drop(agent);
+    drop(server);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commissioning_tells_what_is_there_and_how_fast_it_is() {
+    let disk = TestDisk::new(DISK);
+    let machine = Machine::new(&[("vda", &disk)]);
+    let order = Order::Commission { bmc_user: None };
+    let appliance = Appliance::new(image(IMAGE), order, Faults::default(), || ());
+    let (port, server) = appliance.serve(0).await;
+    let agent = Living::start(options(port, &appliance, &machine));
+    let end = appliance.end().await;
+    let Outcome::Commissioned { inventory, measured, bmc_user_made } = end else { panic!("{end:?}") };
+    assert_eq!(inventory.disks.iter().map(|d| d.size_bytes).collect::<Vec<_>>(), [DISK]);
+    let names: Vec<&str> = measured.iter().map(|m| m.name.as_str()).collect();
+    assert_eq!(names, ["cpu.blake3", "memory.copy", "disk.read.vda"]);
+    assert!(measured.iter().all(|m| m.value > 0.0 && m.unit == "MB/s"));
+    assert!(!bmc_user_made && disk.untouched());
+    drop(agent);
+    drop(server);
+}
+
+/// All frames of an image by HTTP with short limits, or the code of the failure.
+async fn fetch_all(appliance: &Arc<Appliance>, limits: Limits) -> Result<usize, &'static str> {
+    let (port, server) = appliance.serve(0).await;
+    let http = reqwest::Client::builder().tls_certs_only([]).build().unwrap();
+    let request = move || http.get(format!("http://127.0.0.1:{port}/images/x/data"));
+    let source = HttpSource::new(request, |_| (), limits);
+    let wanted = |c: &rackline::image::Chunk| Wanted { index: c.index, offset: c.offset, len: c.length };
+    let wanted: Vec<Wanted> = appliance.image.manifest.chunks.iter().map(wanted).collect();
+    let (sink, mut frames) = tokio::sync::mpsc::channel::<Frame>(4);
+    let (fetched, right) = tokio::join!(source.fetch(&wanted, sink), async {
+        let mut right = 0;
+        while let Some(frame) = frames.recv().await {
+            let chunk = appliance.image.manifest.chunks.iter().find(|c| c.index == frame.index).unwrap();
+            rackline::image::chunk::verify_frame(chunk, &frame.bytes).unwrap();
+            right += 1;
+        }
+        right
+    });
+    drop(server);
+    fetched.map(|()| right).map_err(|e| e.code())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_hangs_is_asked_again_and_given_up_in_the_end() {
+    let limits = Limits {
+        streams: 2,
+        range: 4 * MIB as u64,
+        stall: Duration::from_millis(300),
+        frame: Duration::from_secs(20),
+        patience: Duration::from_secs(2),
+    };
+    let faults = |hangs| Faults { hang: Mutex::new((MIB / 2, hangs)), ..Faults::default() };
+    let appliance = Appliance::new(image(IMAGE), Order::Wait { reason: "none".into() }, faults(3), || ());
+    let count = appliance.image.manifest.chunks.len();
+    assert_eq!(fetch_all(&appliance, limits.clone()).await, Ok(count));
+    // One that never gets a frame out is not waited for for ever.
+    let appliance = Appliance::new(image(IMAGE), Order::Wait { reason: "none".into() }, faults(usize::MAX), || ());
+    assert_eq!(fetch_all(&appliance, limits).await, Err("source.unreachable"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_resident_agent_erases_nothing() {
+    let disk = TestDisk::new(DISK);
+    let machine = Machine::new(&[("vda", &disk)]);
+    let appliance = Appliance::new(image(IMAGE), Order::Erase { keep: vec![] }, Faults::default(), || ());
+    let (port, server) = appliance.serve(0).await;
+    let mut options = options(port, &appliance, &machine);
+    options.mode = rackline::link::Mode::Resident;
+    let agent = Living::start(options);
+    // On the installed host nothing is erased, whatever is ordered.
+    let end = appliance.end().await;
+    assert!(matches!(&end, Outcome::Failed(p) if p.code == "order.mode"), "{end:?}");
+    assert!(disk.untouched());
+    drop(agent);
+    drop(server);
+}
