@@ -175,9 +175,9 @@ impl Agent {
                 say_error(&e);
                 None
             });
-            let bmc_user_made = match &bmc_user {
-                Some(user) => (hooks.make_bmc_user)(user).map(|()| true)?,
-                None => false,
+            let bmc_user_made = match (&bmc_user, &bmc) {
+                (Some(user), Some(_)) => (hooks.make_bmc_user)(user).inspect_err(say_error).is_ok(),
+                _ => false,
             };
             let inventory = inventory::take(&roots, bmc)?;
             let measured = measure::all(&roots, &inventory.disks, &meter);

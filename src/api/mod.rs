@@ -1,3 +1,60 @@
-//! The JSON face.
+//! The JSON face: `/api/v1` for people and scripts, `/agent/v1` and `/images` for agents. Writes are events, reads are
+//! projections of what is in memory.
 
+mod agent;
+pub mod client;
+mod machines;
+mod problem;
 pub mod view;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{get, post};
+
+use crate::engine::Engine;
+use crate::image::catalogue::Catalogue;
+
+pub use machines::view_of;
+pub use problem::Failure;
+
+/// Bodies larger than this are refused; an inventory of a large storage server is about 100 KB.
+const MAX_BODY: usize = 2 << 20;
+
+#[derive(Clone)]
+pub struct Shared {
+    pub engine: Engine,
+    pub catalogue: Arc<Catalogue>,
+    /// Public SSH keys that every host gets.
+    pub ssh_keys: Arc<[String]>,
+}
+
+/// For people and scripts.
+pub fn people(shared: Shared) -> Router {
+    Router::new()
+        .route("/api/v1/machines", get(machines::list))
+        .route("/api/v1/machines/{machine}", get(machines::show))
+        .route("/api/v1/machines/{machine}/events", get(machines::events))
+        .route("/api/v1/machines/{machine}/deploy", post(machines::deploy))
+        .route("/api/v1/machines/{machine}/release", post(machines::release))
+        .route("/api/v1/machines/{machine}/retry", post(machines::retry))
+        .route("/api/v1/machines/{machine}/retire", post(machines::retire))
+        .route("/api/v1/machines/{machine}/power", post(machines::power))
+        .route("/api/v1/images", get(machines::images))
+        .route("/api/v1/changes", get(machines::changes))
+        .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
+        .with_state(shared)
+}
+
+/// For agents, on the provisioning network.
+pub fn agents(shared: Shared) -> Router {
+    Router::new()
+        .route("/agent/v1/hello", post(agent::hello))
+        .route("/agent/v1/{machine}/order", get(agent::order))
+        .route("/agent/v1/{machine}/progress", post(agent::progress))
+        .route("/agent/v1/{machine}/report", post(agent::report))
+        .route("/images/{manifest}/manifest", get(agent::manifest))
+        .route("/images/{manifest}/data", get(agent::data))
+        .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
+        .with_state(shared)
+}

@@ -106,6 +106,11 @@ impl BootConfig {
         Ok(())
     }
 
+    /// The TCP port that machines find us at.
+    pub fn port(&self) -> u16 {
+        reqwest::Url::parse(&self.url).ok().and_then(|url| url.port_or_known_default()).unwrap_or(80)
+    }
+
     fn check_interfaces(&self) -> Result<()> {
         if self.interfaces.is_empty() {
             return Err(wrong("boot has no interface").hint("add interfaces = [{ name = \"…\", address = \"…\" }]"));

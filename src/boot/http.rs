@@ -75,7 +75,6 @@ async fn script(
 async fn decide(site: &Site, asking: Sighting) -> BootAnswer {
     let mac = asking.mac;
     debug!(%mac, "asks for its boot script");
-    site.policy.sighted(asking.clone());
     match tokio::time::timeout(DECIDE, site.policy.boot_answer(asking)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(e)) => {

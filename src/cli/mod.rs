@@ -1,1 +1,86 @@
-//! One file per subcommand; the only place that joins the parts.
+//! What was typed → what is to be done. One file per subcommand; here they are only named and sent on.
+
+mod agent;
+mod remote;
+mod image;
+mod machine;
+mod serve;
+mod show;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::{Kind, Result};
+use crate::lab;
+
+/// Bare-metal provisioning: racked, blank servers in, delivered hypervisor hosts out.
+#[derive(Parser)]
+#[command(name = "rackline", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the appliance.
+    Serve(serve::Args),
+    /// See and steer machines.
+    Machine(machine::Args),
+    /// Build images by recipe, and list them.
+    Image(image::Args),
+    /// A virtual rack on this machine.
+    #[command(subcommand)]
+    Lab(lab::Command),
+    /// Run on a server that is provisioned: in RAM, or on the installed host.
+    Agent(agent::Args),
+}
+
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Serve(args) => block_on(serve::run(args)),
+        Command::Machine(args) => block_on(machine::run(args)),
+        Command::Image(args) => block_on(image::run(args)),
+        Command::Lab(command) => return finish(block_on(lab::main(command))),
+        Command::Agent(args) => block_on(agent::run(args)),
+    };
+    finish(outcome.map(|()| ExitCode::SUCCESS))
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| crate::error::Error::internal("runtime", "cannot start the runtime").because(e))?;
+    runtime.block_on(work)
+}
+
+/// Exit codes: 0 done, 1 it failed, 2 what was asked is wrong (as clap has it for what was typed).
+fn finish(outcome: Result<ExitCode>) -> ExitCode {
+    let error = match outcome {
+        Ok(code) => return code,
+        Err(error) => error,
+    };
+    eprintln!("error: {error}");
+    for cause in error.causes() {
+        eprintln!("  because: {cause}");
+    }
+    if let Some(hint) = error.next_step() {
+        eprintln!("hint: {hint}");
+    }
+    match error.kind() {
+        Kind::Input | Kind::Config => ExitCode::from(2),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// Logs go to standard error; `RUST_LOG` overrides the level.
+fn log_to_stderr(level: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let _ =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).try_init();
+}

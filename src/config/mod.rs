@@ -1,1 +1,116 @@
-//! Typed file to resolved settings.
+//! `rackline.toml`: typed, unknown keys refused, every path resolved against the folder the file lies in.
+//!
+//! `rackline.example.toml` beside Cargo.toml explains each key and is itself a test.
+
+pub mod expected;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::boot::config::BootConfig;
+use crate::error::{Error, Kind, OrFail, Result};
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub site: Site,
+    #[serde(default)]
+    pub api: Api,
+    pub boot: BootConfig,
+    #[serde(default)]
+    pub host: Host,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Site {
+    pub name: String,
+    /// Database, site key, signing key.
+    pub state: PathBuf,
+    /// Images and the agent's RAM system.
+    #[serde(default)]
+    pub cache: Option<PathBuf>,
+    /// CSV of the machines that are to come.
+    #[serde(default)]
+    pub expected: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Api {
+    /// Console and API. Loopback unless set: there are no users and no TLS yet.
+    #[serde(default = "loopback")]
+    pub listen: SocketAddr,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { listen: loopback() }
+    }
+}
+
+fn loopback() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 8480))
+}
+
+/// What every delivered host has to meet.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// Kernel release below which no host is handed off, as `major.minor`.
+    #[serde(default = "kernel_floor")]
+    pub kernel_floor: String,
+    /// Public SSH keys for root on every host, besides those of the order.
+    #[serde(default)]
+    pub ssh_keys: Vec<String>,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self { kernel_floor: kernel_floor(), ssh_keys: Vec::new() }
+    }
+}
+
+fn kernel_floor() -> String {
+    "6.1".into()
+}
+
+impl Config {
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .or_fail(Kind::Config, "config.read", || format!("cannot read {}", path.display()))
+            .map_err(|e| e.hint("copy rackline.example.toml and name it with --config"))?;
+        let mut config = Self::parse(&text).map_err(|e| match e.kind() {
+            Kind::Config => Error::config("config.invalid", format!("{}: {}", path.display(), e.message()))
+                .hint(e.next_step().unwrap_or("compare with rackline.example.toml")),
+            _ => e,
+        })?;
+        let base = path.parent().unwrap_or(Path::new("."));
+        for path in [Some(&mut config.site.state), config.site.cache.as_mut(), config.site.expected.as_mut()] {
+            if let Some(path) = path
+                && path.is_relative()
+            {
+                *path = base.join(&path);
+            }
+        }
+        Ok(config)
+    }
+
+    /// From text; relative paths stay as they are.
+    pub fn parse(text: &str) -> Result<Self> {
+        let config: Self =
+            toml::from_str(text).map_err(|e| Error::config("config.invalid", e.to_string().trim_end()))?;
+        config.boot.check()?;
+        let floor = &config.host.kernel_floor;
+        let numbers: Vec<_> = floor.split('.').map(str::parse::<u16>).collect();
+        if numbers.len() != 2 || numbers.iter().any(Result::is_err) {
+            return Err(Error::config(
+                "config.invalid",
+                format!("host.kernel_floor is {floor:?}, not a release like 6.1"),
+            ));
+        }
+        Ok(config)
+    }
+}

@@ -1,1 +1,3 @@
-//! Passports and what is handed to others.
+//! What is handed to others once a host is delivered.
+
+pub mod passport;

@@ -14,6 +14,7 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::sign::SigningKey;
 use super::tool::Tools;
 use crate::error::{Error, Kind, OrFail, Result};
 
@@ -67,6 +68,13 @@ impl Cache {
             })
     }
 
+    pub fn open_or_default(root: Option<&Path>) -> Result<Self> {
+        match root {
+            Some(root) => Self::open(root),
+            None => Self::open(&Self::default_root()?),
+        }
+    }
+
     pub fn open(root: &Path) -> Result<Self> {
         let failed = || format!("cannot use {} as cache", root.display());
         fs::create_dir_all(root).or_fail(Kind::Config, "image.cache", failed)?;
@@ -80,6 +88,11 @@ impl Cache {
             .hint("set RACKLINE_CACHE to a plain path"));
         }
         Ok(Self { root })
+    }
+
+    /// The key that images built here are signed with; made at the first use.
+    pub fn signing_key(&self) -> Result<SigningKey> {
+        SigningKey::load_or_create(&self.root.join("signing.key"))
     }
 
     pub fn root(&self) -> &Path {

@@ -30,6 +30,17 @@ pub struct RamSystem {
 }
 
 impl RamSystem {
+    /// The one that was built last.
+    pub fn newest(cache: &Cache) -> Result<Self> {
+        let folders = fs::read_dir(cache.folder("ram")?).into_iter().flatten().flatten();
+        let age = |e: &fs::DirEntry| e.metadata().and_then(|m| m.modified()).ok();
+        let newest = folders.filter(|e| e.path().is_dir()).max_by_key(age);
+        let folder = newest.ok_or_else(|| {
+            Error::config("image.ram", "the agent's RAM system has not been built").hint("rackline image build agent")
+        })?;
+        Self::open(&folder.path())
+    }
+
     pub fn open(folder: &Path) -> Result<Self> {
         let about = folder.join("kernel");
         let kernel = fs::read_to_string(&about)

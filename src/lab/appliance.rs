@@ -12,24 +12,20 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use super::bmc::write_secret;
 use super::guard::Guard;
 use super::net;
 use super::spec::{APPLIANCE, BMC_USER, BRIDGE, Machine, NETWORK, POOL, Spec};
-use crate::api::view::{DeployRequest, MachineList, MachineView, PowerRequest};
+use crate::api::client::{Client, segment};
+use crate::api::view::{DeployRequest, EventView, MachineList, MachineView, PowerRequest};
 use crate::error::{Error, Kind, OrFail, Result};
-use crate::link::Problem;
 use crate::machine::{MacAddr, MachineId, Role};
 
 const PORTS: std::ops::RangeInclusive<u16> = 8480..=8579;
 /// The first start may import images and check their digests.
 const START_WITHIN: Duration = Duration::from_secs(120);
 const STOP_WITHIN: Duration = Duration::from_secs(5);
-const CALL_WITHIN: Duration = Duration::from_secs(15);
-/// A list of 32 machines with inventory is far below.
-const MAX_ANSWER: usize = 16 << 20;
 
 pub struct Appliance {
     socket: TcpListener,
@@ -46,11 +42,11 @@ impl Appliance {
     /// Writes the configuration and opens the socket; nothing runs yet.
     pub fn prepare(guard: &Guard, spec: &Spec, machines: &[Machine], password: &str) -> Result<Self> {
         let failed = || "cannot open a socket for the appliance";
-        let socket = PORTS
-            .map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)))
-            .reduce(|found, next| found.or(next))
-            .ok_or_else(|| Error::internal("lab.port", "no ports to try"))?
-            .or_fail(Kind::Config, "lab.port", failed)?;
+        let free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok();
+        let socket = PORTS.into_iter().find_map(free).ok_or_else(|| {
+            Error::config("lab.port", format!("no free port from {} to {}", PORTS.start(), PORTS.end()))
+                .hint("stop other labs: `pgrep -af 'rackline lab'`")
+        })?;
         let address = socket.local_addr().or_fail(Kind::Config, "lab.port", failed)?;
         let config = spec.dir.join("rackline.toml");
         let written = fs::create_dir_all(&spec.cache)
@@ -138,17 +134,23 @@ struct Api {
 
 #[derive(Serialize)]
 struct Boot {
-    interface: &'static str,
-    address: Ipv4Addr,
     url: String,
     kernel_args: [&'static str; 2],
-    subnet: [Subnet; 1],
+    interfaces: [Interface; 1],
+    subnets: [Subnet; 1],
+}
+
+#[derive(Serialize)]
+struct Interface {
+    name: &'static str,
+    address: Ipv4Addr,
 }
 
 #[derive(Serialize)]
 struct Subnet {
     network: &'static str,
     pools: [&'static str; 1],
+    router: Ipv4Addr,
     lease_seconds: u32,
 }
 
@@ -162,12 +164,11 @@ fn config_toml(spec: &Spec, listen: SocketAddr) -> String {
         },
         api: Api { listen },
         boot: Boot {
-            interface: BRIDGE,
-            address: APPLIANCE,
             url: format!("http://{APPLIANCE}"),
             // Under TCG on a busy host Linux sometimes takes the timer for broken and stops.
             kernel_args: ["no_timer_check", "panic=10"],
-            subnet: [Subnet { network: NETWORK, pools: [POOL], lease_seconds: 600 }],
+            interfaces: [Interface { name: BRIDGE, address: APPLIANCE }],
+            subnets: [Subnet { network: NETWORK, pools: [POOL], router: APPLIANCE, lease_seconds: 600 }],
         },
     };
     // Names, paths and addresses always have a form in TOML.
@@ -185,7 +186,6 @@ struct Expected {
     bmc_address: Ipv4Addr,
     bmc_user: &'static str,
     bmc_password: String,
-    role: Role,
 }
 
 fn machines_csv(machines: &[Machine], password: &str) -> std::io::Result<String> {
@@ -200,7 +200,6 @@ fn machines_csv(machines: &[Machine], password: &str) -> std::io::Result<String>
             bmc_address: m.bmc_address(),
             bmc_user: BMC_USER,
             bmc_password: m.spec.listed_password.clone().unwrap_or_else(|| password.to_owned()),
-            role: m.spec.role,
         })?;
     }
     let bytes = lines.into_inner().map_err(|e| e.into_error())?;
@@ -209,27 +208,37 @@ fn machines_csv(machines: &[Machine], password: &str) -> std::io::Result<String>
 
 /// `/api/v1` as the lab uses it. Clones share connections.
 #[derive(Clone)]
-pub struct Client {
-    http: reqwest::Client,
-    base: String,
+pub struct Operator {
+    client: Client,
 }
 
-impl Client {
+impl Operator {
     pub fn new(address: SocketAddr) -> Result<Self> {
-        let http = reqwest::Client::builder().no_proxy().timeout(CALL_WITHIN).build();
-        let http = http.or_fail(Kind::Internal, "lab.api", || "cannot make an HTTP client")?;
-        Ok(Self { http, base: format!("http://{address}/api/v1") })
+        Ok(Self { client: Client::new(&format!("http://{address}"))? })
     }
 
     pub async fn machines(&self) -> Result<Vec<MachineView>> {
-        Ok(self.get::<MachineList>("/machines").await?.machines)
+        Ok(self.client.get::<MachineList>("/api/v1/machines").await?.machines)
     }
 
     pub async fn machine(&self, id: MachineId) -> Result<MachineView> {
-        self.get(&format!("/machines/{id}")).await
+        self.client.get(&format!("/api/v1/machines/{id}")).await
     }
 
-    pub async fn deploy(&self, id: MachineId, role: Role, compare_with_dd: bool) -> Result<()> {
+    pub async fn by_name(&self, name: &str) -> Result<MachineView> {
+        self.client.get(&format!("/api/v1/machines/{}", segment(name))).await
+    }
+
+    /// The first thousand: more than a delivery brings.
+    pub async fn events(&self, id: MachineId) -> Result<Vec<EventView>> {
+        self.client.get(&format!("/api/v1/machines/{id}/events")).await
+    }
+
+    pub async fn release(&self, id: MachineId) -> Result<MachineView> {
+        self.client.post(&format!("/api/v1/machines/{id}/release"), &serde_json::json!({})).await
+    }
+
+    pub async fn deploy(&self, id: MachineId, role: Role, compare_with_dd: bool) -> Result<MachineView> {
         let request = DeployRequest {
             role,
             image: None,
@@ -238,47 +247,17 @@ impl Client {
             ssh_keys: Vec::new(),
             compare_with_dd,
         };
-        self.post(&format!("/machines/{id}/deploy"), &request).await
+        self.client.post(&format!("/api/v1/machines/{id}/deploy"), &request).await
     }
 
-    pub async fn power(&self, id: MachineId, action: &str) -> Result<()> {
-        self.post(&format!("/machines/{id}/power"), &PowerRequest { action: action.to_owned() }).await
-    }
-
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        let body = self.call(self.http.get(format!("{}{path}", self.base))).await?;
-        serde_json::from_slice(&body)
-            .or_fail(Kind::Refused, "lab.api", || format!("{path}: not the JSON that was expected"))
-    }
-
-    async fn post(&self, path: &str, body: &impl Serialize) -> Result<()> {
-        self.call(self.http.post(format!("{}{path}", self.base)).json(body)).await.map(drop)
-    }
-
-    async fn call(&self, request: reqwest::RequestBuilder) -> Result<Vec<u8>> {
-        let failed = || "the appliance does not answer";
-        let mut response = request.send().await.or_fail(Kind::Unreachable, "lab.api", failed)?;
-        let status = response.status();
-        let mut body = Vec::new();
-        while let Some(part) = response.chunk().await.or_fail(Kind::Unreachable, "lab.api", failed)? {
-            if body.len() + part.len() > MAX_ANSWER {
-                return Err(Error::refused("lab.api", "the appliance's answer does not end"));
-            }
-            body.extend_from_slice(&part);
-        }
-        if status.is_success() {
-            return Ok(body);
-        }
-        let kind = if status.is_server_error() { Kind::Internal } else { Kind::Refused };
-        Err(match serde_json::from_slice::<Problem>(&body) {
-            Ok(problem) => problem.into_error(kind),
-            Err(_) => Error::new(kind, "lab.api", format!("the appliance answers {status}")),
-        })
+    pub async fn power(&self, id: MachineId, action: &str) -> Result<MachineView> {
+        let request = PowerRequest { action: action.to_owned() };
+        self.client.post(&format!("/api/v1/machines/{id}/power"), &request).await
     }
 }
 
 /// Waits until the API answers and knows all machines of the purchase list.
-pub async fn ready(api: &Client, appliance: &mut Appliance, machines: &[Machine]) -> Result<Vec<MachineView>> {
+pub async fn ready(api: &Operator, appliance: &mut Appliance, machines: &[Machine]) -> Result<Vec<MachineView>> {
     let deadline = Instant::now() + START_WITHIN;
     loop {
         let answer = tokio::time::timeout(Duration::from_secs(2), api.machines()).await;

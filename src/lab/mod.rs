@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-pub use appliance::{Appliance, Client, ready};
+pub use appliance::{Appliance, Operator, ready};
 pub use guard::Guard;
 pub use rack::Chassis;
 pub use spec::{Disk, DiskKind, Machine, MachineSpec, Spec};

@@ -4,7 +4,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::appliance::Client;
+use super::appliance::Operator;
 use super::text::plain;
 use super::watch::{End, Watched};
 use super::{Lab, Machine};
@@ -49,7 +49,7 @@ struct Entry {
 }
 
 impl Report {
-    pub async fn collect(api: &Client, lab: &Lab, watched: Watched) -> Result<Report> {
+    pub async fn collect(api: &Operator, lab: &Lab, watched: Watched) -> Result<Report> {
         let mut machines = Vec::new();
         for machine in &lab.machines {
             let Some(seen) = watched.views.iter().find(|v| v.name == machine.name()) else { continue };

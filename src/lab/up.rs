@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::appliance::{Client, ready};
+use super::appliance::{Operator, ready};
 use super::report::Report;
 use super::spec::{BMC_USER, Disk, DiskKind, MachineSpec, Spec};
 use super::watch::{self, End};
 use super::{Guard, Lab, password_file, preflight, text};
 use crate::error::{Kind, OrFail, Result};
+use crate::image::Cache;
 use crate::machine::{Firmware, Role};
 
 #[derive(Debug, clap::Args)]
@@ -39,9 +40,9 @@ pub struct Options {
     /// Where disks, logs and the appliance's state go [default: var/lab/NAME]
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Where built images are
-    #[arg(long, value_name = "DIR", default_value = "var/cache")]
-    images: PathBuf,
+    /// Where built images are [default: RACKLINE_CACHE, else the user's cache folder]
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
     /// Seconds until all machines must be delivered
     #[arg(long, value_name = "SECONDS", default_value_t = 1200, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
@@ -86,7 +87,7 @@ impl Options {
         let spec = Spec {
             name: self.name.clone(),
             dir: absolute(self.dir.clone().unwrap_or_else(|| PathBuf::from("var/lab").join(&self.name)))?,
-            cache: absolute(self.images.clone())?,
+            cache: Cache::open_or_default(self.images.as_deref())?.root().to_owned(),
             binary,
             machines: machines
                 .map(|(role, firmware)| MachineSpec {
@@ -167,7 +168,7 @@ async fn run(options: &Options, spec: Spec, guard: Guard) -> Result<ExitCode> {
     let mut lab = building.await.or_fail(Kind::Internal, "lab.build", || "the lab's start was cut short")??;
     note(format!("{:5.1} s  network, BMCs and blank machines are there", start.elapsed().as_secs_f64()));
     lab.appliance.start()?;
-    let api = Client::new(lab.appliance.address)?;
+    let api = Operator::new(lab.appliance.address)?;
     let views = ready(&api, &mut lab.appliance, &lab.machines).await?;
     note(format!("{:5.1} s  the appliance answers at http://{}", start.elapsed().as_secs_f64(), lab.appliance.address));
     let powered = Instant::now();
@@ -193,7 +194,7 @@ async fn stay(lab: &Lab) {
     let (address, dir) = (lab.appliance.address, lab.spec.dir.display());
     note(format!("\nThe lab stays up until Ctrl-C.\n  console        http://{address}/"));
     for command in ["machine list", "machine show node-01", "machine release node-01"] {
-        note(format!("  command line   rackline --server http://{address} {command}"));
+        note(format!("  command line   RACKLINE_URL=http://{address} rackline {command}"));
     }
     note(format!("  serial console tail -f {dir}/node-01/console.log"));
     note(format!(

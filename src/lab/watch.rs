@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Lab;
-use super::appliance::Client;
+use super::appliance::Operator;
 use super::text::plain;
 use crate::api::view::MachineView;
 use crate::error::Result;
@@ -43,7 +43,7 @@ pub struct Watched {
 }
 
 /// Ends when all are delivered, one is broken, or the time is up.
-pub async fn until_delivered(api: &Client, lab: &mut Lab, powered: Instant, timeout: Duration) -> Result<Watched> {
+pub async fn until_delivered(api: &Operator, lab: &mut Lab, powered: Instant, timeout: Duration) -> Result<Watched> {
     let mut screen = Screen::new(lab, powered);
     let mut seconds = HashMap::new();
     let mut heard = Instant::now();

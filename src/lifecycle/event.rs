@@ -48,12 +48,12 @@ pub enum Event {
     PowerRequested {
         action: PowerAction,
     },
-    /// The BMC did what was asked; `answer` is what it said.
-    BmcDone {
+    /// What was decided is done; `answer` is what the BMC said.
+    ActionDone {
         action: Action,
         answer: serde_json::Value,
     },
-    BmcFailed {
+    ActionFailed {
         action: Action,
         problem: Problem,
     },
@@ -82,8 +82,8 @@ impl Event {
             Event::RetryRequested => "retry_requested",
             Event::RetireRequested => "retire_requested",
             Event::PowerRequested { .. } => "power_requested",
-            Event::BmcDone { .. } => "bmc_done",
-            Event::BmcFailed { .. } => "bmc_failed",
+            Event::ActionDone { .. } => "action_done",
+            Event::ActionFailed { .. } => "action_failed",
             Event::PassportSigned { .. } => "passport_signed",
             Event::Misidentified { .. } => "misidentified",
             Event::Due => "due",
@@ -111,8 +111,8 @@ impl Event {
             Event::RetryRequested => "retry asked for".into(),
             Event::RetireRequested => "retirement asked for".into(),
             Event::PowerRequested { action } => format!("power {action} asked for"),
-            Event::BmcDone { action, .. } => format!("BMC: {action} done"),
-            Event::BmcFailed { action, problem } => format!("BMC: {action} failed: {}", problem.title),
+            Event::ActionDone { action, .. } => format!("{action}: done"),
+            Event::ActionFailed { action, problem } => format!("{action}: failed: {}", problem.title),
             Event::PassportSigned { .. } => "passport signed".into(),
             Event::Misidentified { problem } => problem.title.clone(),
             Event::Due => "deadline passed".into(),
@@ -157,6 +157,9 @@ pub struct Expectation {
     pub place: Option<Place>,
     pub bmc: Option<BmcAccount>,
 }
+
+/// The user that the agent makes on a BMC in band, where the site has named none.
+pub const OWN_BMC_USER: &str = "rackline";
 
 /// The way in to a BMC. The password is in the sealed store, under the machine's id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

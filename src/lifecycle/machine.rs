@@ -44,6 +44,8 @@ pub struct Machine {
     /// Network boots begun in this state.
     pub boots: u32,
     pub last_sighted: Option<Millis>,
+    /// What its boot script started in this boot.
+    pub served: Option<String>,
     /// Time spent in each state since the last release, in order.
     pub times: Vec<StageTime>,
     /// Events so far.
@@ -145,6 +147,7 @@ impl Machine {
             attempts: 0,
             boots: 0,
             last_sighted: None,
+            served: None,
             times: Vec::new(),
             sequence: 0,
             number: 0,

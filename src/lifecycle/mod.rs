@@ -14,7 +14,7 @@ mod stage;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Action, BmcAccount, Event, Expectation, Order, Refused, Sighting};
+pub use event::{Action, BmcAccount, Event, Expectation, OWN_BMC_USER, Order, Refused, Sighting};
 pub use machine::{AgentSeen, Machine, Millis, StageTime, State, Waiting};
 
 use crate::link::Mode;

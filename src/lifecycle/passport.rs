@@ -11,14 +11,14 @@ pub const VERSION: u32 = 1;
 
 /// What every host must show, whatever its role.
 pub const HOST_CHECKS: &[&str] =
-    &["host.kernel", "host.hostname", "host.root", "host.network", "host.time", "host.units", "host.image"];
+    &["boot", "services", "kernel", "hostname", "image", "disk", "disk.grown", "network.route", "time"];
 
 /// What a role must show besides.
 pub fn role_checks(role: Role) -> &'static [&'static str] {
     match role {
         Role::Kvm => &["kvm.device", "kvm.libvirt", "kvm.guest"],
-        Role::Docker => &["docker.daemon", "docker.container"],
-        Role::Ovs => &["ovs.daemon", "ovs.traffic"],
+        Role::Docker => &["docker.daemon", "docker.storage", "docker.image", "docker.container"],
+        Role::Ovs => &["ovs.daemon", "ovs.traffic", "ovs.vlan"],
     }
 }
 

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::link::{Check, Deployed, Measured, Outcome, Problem};
 use crate::machine::{
-    ClientArch, Digest, Disk, Firmware, Inventory, MacAddr, MachineId, Memory, PowerAction, Role, Serial, System, TargetRule,
+    ClientArch, Digest, Disk, Firmware, Inventory, MacAddr, MachineId, Memory, PowerAction, Role, Serial, System,
+    TargetRule,
 };
 
 const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
@@ -251,7 +252,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(deployed(1)),
         Just(deployed(9)),
         Just(checked(Role::Kvm, None)),
-        Just(checked(Role::Kvm, Some("host.units"))),
+        Just(checked(Role::Kvm, Some("services"))),
         Just(Outcome::Leaving),
         Just(Outcome::Erased { disks: vec![], how: "discard".into() }),
         Just(Outcome::Failed(problem.clone())),
@@ -267,7 +268,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::ReleaseRequested),
         Just(Event::RetryRequested),
         Just(Event::PowerRequested { action: PowerAction::On }),
-        Just(Event::BmcFailed { action: Action::NetworkBoot, problem }),
+        Just(Event::ActionFailed { action: Action::NetworkBoot, problem }),
         Just(Event::PassportSigned { passport: serde_json::json!({}) }),
         Just(Event::Due),
     ]

@@ -10,8 +10,8 @@ pub mod target;
 
 pub use id::{Digest, Hostname, MacAddr, MachineId, Serial};
 pub use inventory::{Cpu, Dimm, Disk, InBandBmc, Inventory, Memory, Nic, System};
-pub use secret::Secret;
 pub use power::PowerAction;
+pub use secret::Secret;
 pub use target::{TargetRule, select_target};
 
 use serde::{Deserialize, Serialize};

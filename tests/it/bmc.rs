@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use rackline::bmc::act::Limits;
 use rackline::bmc::rmcp::Pace;
-use rackline::bmc::{Access, Answer, BootDevice, BootOverride, Command, Fleet, Outcome, Power, PowerAction, Settings};
+use rackline::bmc::{Access, Answer, BootDevice, BootOverride, Command, Fleet, Outcome, Power, Settings};
 use rackline::error::Kind;
 use rackline::ipmi::device::{describe, ensure_user};
 use rackline::ipmi::{Completion, Request, Response};
 use rackline::link::BmcUser;
+use rackline::machine::PowerAction;
 use rackline::machine::{Firmware, Secret};
 use tokio::net::UdpSocket;
 

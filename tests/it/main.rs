@@ -1,5 +1,13 @@
-//! Tests against real peers: one binary, one module per subject.
+//! Tests against real peers: one binary, one module per subject. Those that need root, QEMU or built images say so.
 
+mod agent;
 mod bmc;
 mod bmc_proxy;
 mod bmc_sim;
+mod boot;
+mod config;
+mod delivery;
+mod engine;
+mod image;
+mod layers;
+mod rack;

@@ -14,8 +14,8 @@ pub mod verifying;
 use super::event::{Action, Event, Refused, Sighting};
 use super::machine::{AgentSeen, Millis, State};
 use super::{BootChoice, Turn, boot_choice};
-use crate::machine::PowerAction;
 use crate::link::{Outcome, Problem};
+use crate::machine::PowerAction;
 
 const SECOND: Millis = 1_000;
 const MINUTE: Millis = 60 * SECOND;
@@ -71,8 +71,14 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
         }
         Event::Reported { number, .. } if *number != turn.machine.number => return Err(Refused::Stale),
         Event::Reported { outcome: Outcome::Leaving, .. } => return Ok(true),
-        Event::ScriptServed { .. } | Event::BmcDone { .. } => return Ok(true),
-        Event::BmcFailed { action, problem } => return Ok(bmc_failed(turn, action, problem)),
+        Event::ActionDone { .. } => return Ok(true),
+        // A machine on hold asks every half minute; the timeline wants the first answer of each boot.
+        Event::ScriptServed { choice } if turn.machine.served.as_ref() == Some(choice) => return Err(Refused::Nothing),
+        Event::ScriptServed { choice } => {
+            turn.machine.served = Some(choice.clone());
+            return Ok(true);
+        }
+        Event::ActionFailed { action, problem } => return Ok(action_failed(turn, action, problem)),
         Event::Expected(e) => {
             let machine = &mut turn.machine;
             let known = machine.macs.len();
@@ -130,6 +136,7 @@ fn sighted(turn: &mut Turn, sighting: &Sighting) -> Result<bool, Refused> {
         machine.last_sighted = Some(now);
         machine.boots += 1;
         machine.agent = None;
+        machine.served = None;
         if machine.boots > BOOTS_IN_ONE_STATE && matches!(boot_choice(machine), BootChoice::Agent) {
             let boots = machine.boots;
             turn.broken(problem(
@@ -143,16 +150,17 @@ fn sighted(turn: &mut Turn, sighting: &Sighting) -> Result<bool, Refused> {
     Ok(false)
 }
 
-/// A failed BMC call matters where the machine waits for its effect; else it is told and that is all.
-fn bmc_failed(turn: &mut Turn, action: &Action, cause: &Problem) -> bool {
+/// A failed action matters where the machine waits for its effect; else it is told and that is all.
+fn action_failed(turn: &mut Turn, action: &Action, cause: &Problem) -> bool {
     let waits = match turn.machine.state {
+        State::Verifying if *action == Action::SignPassport => true,
         State::Expected | State::Releasing => true,
         State::Delivered { .. } | State::Retired | State::Broken { .. } => false,
         _ => *action == Action::NetworkBoot && turn.machine.attempts > 0,
     };
     if waits {
         let mut cause = cause.clone();
-        cause.title = format!("the BMC did not {action}: {}", cause.title);
+        cause.title = format!("could not {action}: {}", cause.title);
         turn.broken(cause);
     }
     true

@@ -5,8 +5,8 @@ use super::super::event::{Action, Event, Refused};
 use super::super::machine::State;
 use super::super::passport::PassingChecks;
 use super::{RUNGS, VERIFY, problem, unwelcome};
-use crate::machine::PowerAction;
 use crate::link::{Mode, Outcome};
+use crate::machine::PowerAction;
 
 pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
     match event {

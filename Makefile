@@ -1,0 +1,52 @@
+# Two commands: `make lab` shows the whole way on this machine, `make test` passes the tests. Both do all set-up themselves.
+#
+#   make lab ARGS='--once --json'     end by itself, with the report as JSON
+#   make test ARGS='dhcp'             only tests whose name contains dhcp
+
+SHELL := /bin/bash
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+BIN := target/x86_64-unknown-linux-gnu/release/rackline
+ARGS ?=
+
+# What the host needs, and why.
+PACKAGES := \
+	build-essential `: the C parts of SQLite, zstd and the crypto library` \
+	qemu-system-x86 ovmf ipxe-qemu `: the virtual machines, their UEFI firmware and PXE ROMs` \
+	ipxe `: boot files for TFTP and HTTP` \
+	openipmi ipmitool `: a BMC that this project did not write, and a client to compare with` \
+	mmdebstrap `: root file systems from Debian packages` \
+	grub-pc-bin grub-efi-amd64-bin grub-common `: boot loaders of the images` \
+	fdisk dosfstools mtools e2fsprogs `: partitions and file systems inside image files` \
+	zstd cpio kmod busybox-static `: the RAM system of the agent` \
+	iproute2 `: network namespaces` \
+	isc-dhcp-client tftp-hpa curl `: real clients for the tests`
+
+.PHONY: lab test bench build images setup fmt
+
+lab: images
+	@$(SUDO) $(BIN) lab up $(ARGS)
+
+# One profile for all: the binary under test is the one that is shipped.
+test: images
+	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" cargo test --release -- $(ARGS)
+
+bench: images
+	@for script in tests/bench/*.sh; do echo "== $$script"; $(SUDO) $$script $(BIN) || exit 1; done
+
+images: build
+	@$(SUDO) $(BIN) image build --all
+
+build: setup
+	@echo "building the release binary (the first time takes some minutes)" >&2
+	@cargo build --release >&2
+
+setup:
+	@missing=; for p in $(PACKAGES); do \
+		dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+		echo "installing$$missing" >&2; \
+		$(SUDO) apt-get update -qq >&2 && \
+		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >&2; fi
+
+fmt:
+	cargo fmt && cargo clippy --release --all-targets -- -D warnings

@@ -1,0 +1,126 @@
+//! `rackline machine …`: see and steer machines.
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::remote::Remote;
+use super::show;
+use crate::api::client::{Client, segment};
+use crate::api::view::{DeployRequest, EventView, MachineList, MachineView, PowerRequest};
+use crate::error::Result;
+use crate::machine::{Hostname, Role, TargetRule};
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    remote: Remote,
+    /// Print JSON instead of tables.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// All machines with their state and what they wait for.
+    List,
+    /// One machine: what it is, what was checked, its passport.
+    Show { machine: String },
+    /// What happened to a machine, oldest first.
+    Events { machine: String },
+    /// Order a machine to become a host; it starts as soon as it is ready.
+    Deploy {
+        machine: String,
+        /// kvm, docker or ovs.
+        #[arg(long)]
+        role: Role,
+        /// Image of the catalogue; the newest of the role's own name if not given.
+        #[arg(long)]
+        image: Option<String>,
+        /// Host name; the machine's name if not given.
+        #[arg(long)]
+        hostname: Option<Hostname>,
+        /// Target disk: smallest-ssd, serial=SERIAL or wwn=WWN.
+        #[arg(long, default_value = "smallest-ssd")]
+        disk: TargetRule,
+        /// Public SSH key for root (repeat for more).
+        #[arg(long = "ssh-key")]
+        ssh_keys: Vec<String>,
+    },
+    /// Wipe a delivered or broken machine and take it back into the pool. Its data is gone after that.
+    Release {
+        machine: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// The cause is mended: start a broken machine again.
+    Retry { machine: String },
+    /// Take a machine out of service for good.
+    Retire { machine: String },
+    /// on, off, cycle, reset or soft, through its BMC.
+    Power { machine: String, action: String },
+}
+
+pub async fn run(args: Args) -> Result<()> {
+    let client = args.remote.client()?;
+    let path = |machine: &str, rest: &str| format!("/api/v1/machines/{}{rest}", segment(machine));
+    match args.command {
+        Command::List => {
+            let list: MachineList = client.get("/api/v1/machines").await?;
+            show::print(args.json, &list, || show::machines(&list.machines));
+        }
+        Command::Show { machine } => {
+            let view: MachineView = client.get(&path(&machine, "")).await?;
+            show::print(args.json, &view, || show::machine(&view));
+        }
+        Command::Events { machine } => {
+            let mut events: Vec<EventView> = Vec::new();
+            loop {
+                let after = events.last().map_or(0, |e| e.sequence);
+                let more: Vec<EventView> = client.get(&path(&machine, &format!("/events?after={after}"))).await?;
+                if more.is_empty() {
+                    break;
+                }
+                events.extend(more);
+            }
+            show::print(args.json, &events, || show::events(&events));
+        }
+        Command::Deploy { machine, role, image, hostname, disk, ssh_keys } => {
+            let request = DeployRequest { role, image, hostname, target: disk, ssh_keys, compare_with_dd: false };
+            steer(&client, args.json, &path(&machine, "/deploy"), &request).await?;
+        }
+        Command::Release { machine, yes } => {
+            let view: MachineView = client.get(&path(&machine, "")).await?;
+            if !yes {
+                confirm(&view.name)?;
+            }
+            steer(&client, args.json, &path(&machine, "/release"), &json!({})).await?;
+        }
+        Command::Retry { machine } => steer(&client, args.json, &path(&machine, "/retry"), &json!({})).await?,
+        Command::Retire { machine } => steer(&client, args.json, &path(&machine, "/retire"), &json!({})).await?,
+        Command::Power { machine, action } => {
+            steer(&client, args.json, &path(&machine, "/power"), &PowerRequest { action }).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn steer(client: &Client, json: bool, path: &str, body: &impl serde::Serialize) -> Result<()> {
+    let view: MachineView = client.post(path, body).await?;
+    show::print(json, &view, || show::machines(std::slice::from_ref(&view)));
+    Ok(())
+}
+
+/// What cannot be undone is typed out.
+fn confirm(name: &str) -> Result<()> {
+    use crate::error::Error;
+    eprint!("This erases every disk of {name}. Type its name to go on: ");
+    let mut typed = String::new();
+    let read = std::io::stdin().read_line(&mut typed);
+    if read.is_ok() && typed.trim() == name {
+        return Ok(());
+    }
+    Err(Error::input("confirm", "not confirmed; nothing was changed").hint("type the machine's name, or give --yes"))
+}

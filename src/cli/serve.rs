@@ -1,0 +1,168 @@
+//! `rackline serve`: reads the configuration, opens the state, starts the parts and waits for the end.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{self, Shared};
+use crate::bmc::Fleet;
+use crate::boot::firmware::Files;
+use crate::boot::script::Scripts;
+use crate::config::{Config, expected};
+use crate::console;
+use crate::engine::{About, Engine, SeedFacts, Site};
+use crate::error::{Error, Kind, OrFail, Result};
+use crate::image::{Cache, Catalogue, PublicKey, RamSystem, ram};
+use crate::lifecycle::{BmcAccount, Event, Expectation};
+use crate::store::Db;
+use crate::store::seal::Seal;
+use crate::{bmc, boot};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The configuration; rackline.example.toml explains each key.
+    #[arg(long, default_value = "/etc/rackline/rackline.toml")]
+    config: PathBuf,
+}
+
+pub async fn run(args: Args) -> Result<()> {
+    super::log_to_stderr("info,rackline=info,sqlx=warn");
+    let config = Config::load(&args.config)?;
+    let stop = CancellationToken::new();
+    tokio::spawn(stop_on_signal(stop.clone()));
+
+    let state = &config.site.state;
+    let db = Db::open(state).await?;
+    let seal = Seal::load_or_make(&state.join("site.key"))?;
+    let cache = Cache::open_or_default(config.site.cache.as_deref())?;
+    let key = cache.signing_key()?;
+    let public = key.public();
+    let catalogue = Arc::new(catalogue(&cache, public)?);
+    let system = RamSystem::newest(&cache)?;
+    let exe = std::env::current_exe().or_fail(Kind::Internal, "serve.exe", || "cannot find this binary")?;
+    let initrd = ram::assemble(&cache, &system, &exe)?;
+    let seed = SeedFacts { url: config.boot.url.clone(), kernel_floor: config.host.kernel_floor.clone() };
+    let fleet = Fleet::new(bmc::Settings::default());
+    let site = Site { db: db.clone(), seal, key, fleet: fleet.clone(), seed };
+
+    let people = people_listener(config.api.listen)?;
+    let machines = machines_listener(&config).await?;
+    let engine = Engine::start(site, stop.clone()).await?;
+    import(&engine, &config).await?;
+
+    let files = Arc::new(boot_files(&system, &initrd)?);
+    let policy: Arc<dyn boot::Policy> = Arc::new(engine.clone());
+    let services = boot::serve(&config.boot, files.clone(), policy.clone(), db).await?;
+    let scripts = Scripts::new(&config.boot.url, &config.boot.kernel_args, &public.to_string())?;
+    let boot_pages = boot::http::router(Arc::new(boot::http::Site { policy, files, scripts }));
+    let shared = Shared { engine: engine.clone(), catalogue, ssh_keys: config.host.ssh_keys.clone().into() };
+    let for_machines = api::agents(shared.clone()).merge(boot_pages);
+    let for_people = api::people(shared).merge(console::router(engine));
+    let address = people.local_addr().unwrap_or(config.api.listen);
+    tracing::info!(site = %config.site.name, console = %format!("http://{address}/"), machines = %config.boot.url, "ready");
+    let served = tokio::try_join!(http(machines, for_machines, stop.clone()), http(people, for_people, stop.clone()));
+    stop.cancel();
+    services.stop().await;
+    fleet.close().await;
+    served.map(|_| ())
+}
+
+async fn http(listener: TcpListener, router: Router, stop: CancellationToken) -> Result<()> {
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    // Long polls and streams end with the stop themselves; the rest has a moment to finish.
+    let grace = stop.clone();
+    let serving = axum::serve(listener, service).with_graceful_shutdown(async move { stop.cancelled().await });
+    tokio::select! {
+        served = async { serving.await } => served.or_fail(Kind::Internal, "serve.http", || "an HTTP server ended"),
+        () = async { grace.cancelled().await; tokio::time::sleep(std::time::Duration::from_secs(2)).await } => Ok(()),
+    }
+}
+
+/// The socket that was handed over (systemd's protocol: `LISTEN_FDS`), else an own one.
+fn people_listener(address: SocketAddr) -> Result<TcpListener> {
+    let handed = listenfd::ListenFd::from_env().take_tcp_listener(0).ok().flatten();
+    let listener = match handed {
+        Some(listener) => listener,
+        None => std::net::TcpListener::bind(address).map_err(|e| {
+            Error::config("serve.port", format!("cannot listen on {address} for console and API"))
+                .because(e)
+                .hint("stop what uses the port, or set api.listen to another")
+        })?,
+    };
+    listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener)).or_fail(
+        Kind::Internal,
+        "serve.listen",
+        || "the listening socket is not usable",
+    )
+}
+
+/// Where the machines reach us: the port of `boot.url`, on every address of this host.
+async fn machines_listener(config: &Config) -> Result<TcpListener> {
+    let port = config.boot.port();
+    TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, port)).await.map_err(|e| {
+        Error::config("serve.port", format!("cannot listen on port {port} for the machines"))
+            .because(e)
+            .hint(format!("stop what uses the port: `ss -ltnp 'sport = :{port}'`"))
+    })
+}
+
+/// Everything that firmware, iPXE and the RAM system fetch.
+fn boot_files(system: &RamSystem, initrd: &Path) -> Result<Files> {
+    Files::installed()?.with("vmlinuz", &system.vmlinuz)?.with("initrd", initrd)?.with("local.efi", &system.local_efi)
+}
+
+/// What can be deployed; what cannot be used is said once, here.
+fn catalogue(cache: &Cache, key: PublicKey) -> Result<Catalogue> {
+    let catalogue = Catalogue::open(&cache.folder("images")?, &[key])?;
+    for (folder, why) in &catalogue.unusable {
+        tracing::warn!(folder = %folder.display(), %why, "an image is not usable");
+    }
+    if catalogue.images.is_empty() {
+        tracing::warn!("there is no image to deploy: `rackline image build --all`");
+    }
+    Ok(catalogue)
+}
+
+/// Tells the engine of every expected machine; what it knows already changes nothing.
+async fn import(engine: &Engine, config: &Config) -> Result<()> {
+    let Some(path) = &config.site.expected else { return Ok(()) };
+    let text = std::fs::read_to_string(path)
+        .or_fail(Kind::Config, "expected.read", || format!("cannot read {}", path.display()))?;
+    let machines = expected::parse(&text).map_err(|e| {
+        Error::config("expected.csv", format!("{}: {}", path.display(), e.message())).hint("correct it and start again")
+    })?;
+    let count = machines.len();
+    for machine in machines {
+        let expectation = Expectation {
+            name: machine.name.to_string(),
+            serial: machine.serial.clone(),
+            mac: machine.mac,
+            place: machine.place,
+            bmc: machine.bmc.as_ref().map(|b| BmcAccount { address: b.address, user: b.user.clone() }),
+        };
+        let about = About::Serial { serial: machine.serial, name: expectation.name.clone() };
+        let id = engine.submit(about, Event::Expected(expectation)).await?;
+        if let Some(bmc) = machine.bmc {
+            engine.set_bmc_password(id, &bmc.password).await?;
+        }
+    }
+    tracing::info!(count, list = %path.display(), "expected machines");
+    Ok(())
+}
+
+async fn stop_on_signal(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    tracing::info!("stopping");
+    stop.cancel();
+}

@@ -1,0 +1,132 @@
+//! Tables for people, JSON for scripts.
+
+use comfy_table::{ContentArrangement, Table, presets};
+
+use crate::api::view::{EventView, MachineView};
+use crate::image::Catalogue;
+
+pub fn print(json: bool, value: &impl serde::Serialize, table: impl FnOnce() -> String) {
+    let text = if json { serde_json::to_string_pretty(value).unwrap_or_default() } else { table() };
+    use std::io::Write;
+    // A closed pipe (`| head`) is not a failure.
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+fn table(head: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(head.iter().copied());
+    table
+}
+
+/// What a machine is doing, in one line.
+pub fn doing(m: &MachineView) -> String {
+    if let Some(problem) = &m.problem {
+        return problem.title.clone();
+    }
+    if let Some(p) = &m.progress {
+        let percent = (p.done.min(p.total) * 100).checked_div(p.total);
+        let share = percent.map_or(String::new(), |percent| format!(" {percent} %"));
+        return format!("{}{share}", p.step);
+    }
+    m.waiting.as_ref().map_or(String::new(), |w| w.reason.clone())
+}
+
+pub fn machines(list: &[MachineView]) -> String {
+    if list.is_empty() {
+        return "no machine yet: power one on, or name a list of expected machines in rackline.toml".into();
+    }
+    let mut table = table(&["NAME", "PLACE", "STATE", "ROLE", "ADDRESS", "NOW"]);
+    for m in list {
+        table.add_row([
+            m.name.clone(),
+            m.place.as_ref().map_or(String::new(), |p| p.to_string()),
+            m.state.clone(),
+            m.role.map_or(String::new(), |r| r.to_string()),
+            m.address.map_or(String::new(), |a| a.to_string()),
+            doing(m),
+        ]);
+    }
+    table.to_string()
+}
+
+pub fn machine(m: &MachineView) -> String {
+    let mut lines = vec![machines(std::slice::from_ref(m)), String::new()];
+    if let Some(problem) = &m.problem {
+        lines.push(format!("broken: {} [{}]", problem.title, problem.code));
+        lines.extend(problem.causes.iter().map(|c| format!("  because: {c}")));
+        lines.extend(problem.hint.iter().map(|h| format!("  hint: {h}")));
+        lines.push(String::new());
+    }
+    if let Some(i) = &m.inventory {
+        lines.push(format!(
+            "{} {}, serial {}, {}, BIOS {}",
+            i.system.manufacturer.as_deref().unwrap_or("unknown maker"),
+            i.system.product.as_deref().unwrap_or(""),
+            m.serial.as_ref().map_or("none", |s| s.as_str()),
+            i.firmware,
+            i.system.bios_version.as_deref().unwrap_or("unknown"),
+        ));
+        for c in &i.cpus {
+            lines.push(format!("  CPU {}: {}, {} cores, {} threads", c.socket, c.model, c.cores, c.threads));
+        }
+        lines.push(format!(
+            "  memory {} MiB in {} of {} slots",
+            i.memory.usable_bytes >> 20,
+            i.memory.dimms.len(),
+            i.memory.slots
+        ));
+        for d in &i.disks {
+            let serial = d.serial.as_ref().map_or("no serial", |s| s.as_str());
+            lines.push(format!("  disk {}: {} GiB, {}, {serial}", d.name, d.size_bytes >> 30, d.transport));
+        }
+        for n in &i.nics {
+            let link = if n.link { "link" } else { "no link" };
+            lines.push(format!("  NIC {}: {}, {}, {link}", n.name, n.mac, n.driver.as_deref().unwrap_or("no driver")));
+        }
+        lines.push(String::new());
+    }
+    for c in &m.checks {
+        lines.push(format!(
+            "  {} {}: {} ({:.1} s)",
+            if c.passed { "ok    " } else { "FAILED" },
+            c.id,
+            c.found,
+            c.seconds
+        ));
+    }
+    for v in &m.measured {
+        lines.push(format!("  {}: {:.1} {}", v.name, v.value, v.unit));
+    }
+    for t in &m.times {
+        lines.push(format!("  {:<14}{:8.1} s", t.state, t.seconds));
+    }
+    lines.join("\n")
+}
+
+pub fn images(catalogue: &Catalogue) -> String {
+    if catalogue.images.is_empty() {
+        return "no image yet: `rackline image build --all`".into();
+    }
+    let mut table = table(&["IMAGE", "ROLES", "DISK MiB", "DATA MiB", "MANIFEST"]);
+    for image in &catalogue.images {
+        let m = &image.manifest;
+        let roles: Vec<String> = m.roles.iter().map(ToString::to_string).collect();
+        let sizes = [m.disk_size >> 20, m.data_size >> 20].map(|mib| mib.to_string());
+        let [disk, data] = sizes;
+        table.add_row([image.name(), roles.join(", "), disk, data, image.digest.short()]);
+    }
+    table.to_string()
+}
+
+pub fn events(events: &[EventView]) -> String {
+    let mut table = table(&["#", "WHEN", "WHAT"]);
+    for e in events {
+        let at =
+            jiff::Timestamp::from_millisecond(e.at).map_or(String::new(), |t| t.strftime("%H:%M:%S%.3f").to_string());
+        table.add_row([e.sequence.to_string(), at, e.text.clone()]);
+    }
+    table.to_string()
+}

@@ -1,0 +1,127 @@
+//! Carries out what was decided: one action at a time for each machine, in the order they were decided; different
+//! machines do not wait for each other. Every action ends in an event that settles it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use super::{Engine, now};
+use crate::bmc::{self, Command};
+use crate::error::{Error, Result};
+use crate::handoff::passport;
+use crate::lifecycle::{self, Action, Event, Machine, OWN_BMC_USER};
+use crate::link::Problem;
+use crate::machine::{Firmware, MachineId, PowerAction, Secret};
+use crate::store::machines::Pending;
+
+#[derive(Clone)]
+pub struct Effects {
+    engine: Engine,
+    /// A machine with an entry has a task at work; the queue holds what comes after.
+    queues: Arc<Mutex<HashMap<MachineId, VecDeque<Work>>>>,
+}
+
+struct Work {
+    pending: Pending,
+    /// Found in the outbox after a restart: looked at before it is done again.
+    resumed: bool,
+}
+
+impl Effects {
+    pub fn new(engine: Engine) -> Self {
+        Self { engine, queues: Arc::default() }
+    }
+
+    pub fn start(&self, pending: Pending) {
+        self.enqueue(Work { pending, resumed: false });
+    }
+
+    pub fn resume(&self, pending: Pending) {
+        self.enqueue(Work { pending, resumed: true });
+    }
+
+    fn enqueue(&self, work: Work) {
+        let machine = work.pending.machine;
+        let mut queues = self.queues.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(queue) = queues.get_mut(&machine) {
+            queue.push_back(work);
+            return;
+        }
+        queues.insert(machine, VecDeque::from([work]));
+        tokio::spawn(self.clone().drain(machine));
+    }
+
+    async fn drain(self, machine: MachineId) {
+        loop {
+            let work = {
+                let mut queues = self.queues.lock().unwrap_or_else(|e| e.into_inner());
+                match queues.get_mut(&machine).and_then(VecDeque::pop_front) {
+                    Some(work) => work,
+                    None => {
+                        queues.remove(&machine);
+                        return;
+                    }
+                }
+            };
+            let Pending { id, action, at, .. } = work.pending;
+            let event = match self.engine.machine(machine) {
+                Some(m) if work.resumed && !lifecycle::still_wanted(&m, &action, at) => {
+                    Event::ActionDone { action, answer: serde_json::json!("had taken effect before the restart") }
+                }
+                Some(m) => self.carry_out(&m, action).await,
+                None => continue,
+            };
+            if self.engine.settle(id, machine, event).await.is_err() {
+                return; // stopping: the outbox keeps it
+            }
+        }
+    }
+
+    async fn carry_out(&self, machine: &Machine, action: Action) -> Event {
+        tracing::info!(machine = %machine.name, %action, "acting");
+        let outcome = match &action {
+            Action::SignPassport => {
+                return match passport::issue(&self.engine.inner.site.key, machine, now()) {
+                    Ok(passport) => Event::PassportSigned { passport },
+                    Err(problem) => Event::ActionFailed { action, problem },
+                };
+            }
+            Action::NetworkBoot => self.network_boot(machine).await,
+            Action::Power { power } => self.bmc(machine, Command::Power { action: *power }).await,
+        };
+        match outcome {
+            Ok(answer) => Event::ActionDone { action, answer },
+            Err(e) => {
+                tracing::warn!(machine = %machine.name, %action, error = ?e, "an action failed");
+                Event::ActionFailed { action, problem: Problem::from(&e) }
+            }
+        }
+    }
+
+    async fn network_boot(&self, machine: &Machine) -> Result<serde_json::Value> {
+        let firmware = machine.arch.map_or(Firmware::Bios, |a| a.firmware());
+        let network = bmc::BootOverride { device: bmc::BootDevice::Network, firmware, persistent: false };
+        let set = self.bmc(machine, Command::SetBoot(network)).await?;
+        let power = self.bmc(machine, Command::Power { action: PowerAction::Cycle }).await?;
+        Ok(serde_json::json!({ "boot": set, "power": power }))
+    }
+
+    async fn bmc(&self, machine: &Machine, command: Command) -> Result<serde_json::Value> {
+        let account = machine.bmc.as_ref().ok_or_else(|| {
+            Error::conflict("bmc.unknown", "its BMC is not known").hint("add it to the list of expected machines")
+        })?;
+        let site = &self.engine.inner.site;
+        let password = match account.user == OWN_BMC_USER {
+            true => Some(self.engine.own_bmc_password(machine.id)),
+            false => site.db.secret(&site.seal, &super::bmc_secret(machine.id)).await?,
+        };
+        let password = password.ok_or_else(|| {
+            Error::config("bmc.password", "the password of its BMC is not known")
+                .hint("add bmc_password to its row of the expected machines")
+        })?;
+        let access =
+            bmc::Access { address: account.address, user: account.user.clone(), password: Secret::new(password) };
+        let answer = site.fleet.run(&access, command).await?;
+        serde_json::to_value(&answer)
+            .map_err(|e| Error::internal("bmc.answer", "the BMC's answer cannot be stored").because(e))
+    }
+}

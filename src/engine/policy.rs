@@ -1,0 +1,52 @@
+//! What the boot services see of the engine: sightings go in, the boot question is answered from memory.
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use super::{About, Engine};
+use crate::boot::{BootAnswer, Policy, Sighting, Stage};
+use crate::error::Result;
+use crate::lifecycle::{self, BootChoice, Event, State};
+
+impl Policy for Engine {
+    fn sighted(&self, sighting: Sighting) {
+        self.tell(About::Mac(sighting.mac), fact(&sighting));
+    }
+
+    fn boot_answer(&self, asking: Sighting) -> BoxFuture<'_, Result<BootAnswer>> {
+        async move {
+            let known = self.world().by_mac(asking.mac);
+            let machine = match known {
+                // Where another server gave the address, this is the first that is seen of the boot.
+                Some(machine) if machine.state != State::Expected => machine,
+                _ => {
+                    let id = self.submit(About::Mac(asking.mac), fact(&asking)).await?;
+                    self.find(&id.to_string())?
+                }
+            };
+            let choice = lifecycle::boot_choice(&machine);
+            let named = match &choice {
+                BootChoice::Agent => "the agent".to_owned(),
+                BootChoice::LocalDisk => "its own disk".to_owned(),
+                BootChoice::Hold { reason } => format!("nothing, held: {reason}"),
+            };
+            self.tell(About::Machine(machine.id), Event::ScriptServed { choice: named });
+            Ok(match choice {
+                BootChoice::Agent => BootAnswer::Agent { machine: machine.id, token: self.token(machine.id) },
+                BootChoice::LocalDisk => BootAnswer::LocalDisk { machine: machine.id },
+                BootChoice::Hold { reason } => BootAnswer::Hold { reason },
+            })
+        }
+        .boxed()
+    }
+}
+
+fn fact(sighting: &Sighting) -> Event {
+    Event::Sighted(lifecycle::Sighting {
+        mac: sighting.mac,
+        uuid: sighting.uuid,
+        arch: sighting.arch,
+        address: sighting.address,
+        boots: sighting.stage != Stage::System,
+    })
+}

@@ -1,0 +1,271 @@
+//! The only place where state changes: a batch of facts, the rules, one transaction.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::{About, BATCH, Engine, Letter, effects::Effects, now};
+use crate::error::{Error, Result};
+use crate::lifecycle::{self, Action, Event, Machine, Millis, Refused, State};
+use crate::link::Problem;
+use crate::machine::{MachineId, Serial};
+use crate::store::{failed, machines};
+
+/// Takes letters until the engine stops.
+pub async fn run(engine: Engine, mut letters: mpsc::Receiver<Letter>, effects: Effects) {
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        let count = tokio::select! {
+            count = letters.recv_many(&mut batch, BATCH) => count,
+            () = engine.inner.stop.cancelled() => return,
+        };
+        if count == 0 {
+            return;
+        }
+        turn(&engine, std::mem::take(&mut batch), &effects).await;
+    }
+}
+
+/// Rings when the earliest deadline has passed.
+pub async fn clock(engine: Engine) {
+    loop {
+        let at = now();
+        let (due, next) = engine.world().due(at);
+        for id in due {
+            engine.tell(About::Machine(id), Event::Due);
+        }
+        let sleep = Duration::from_millis(next.map_or(60_000, |wake| (wake - at).clamp(50, 60_000)) as u64);
+        tokio::select! {
+            () = tokio::time::sleep(sleep) => {}
+            () = engine.inner.alarm.notified() => {}
+            () = engine.inner.stop.cancelled() => return,
+        }
+    }
+}
+
+/// What a batch has changed so far, on top of the world.
+#[derive(Default)]
+struct Draft {
+    changed: HashMap<MachineId, Machine>,
+    forgotten: HashSet<MachineId>,
+    /// In order: the machine after the event, and the event.
+    book: Vec<(Machine, Event)>,
+    actions: Vec<(MachineId, Action)>,
+}
+
+async fn turn(engine: &Engine, letters: Vec<Letter>, effects: &Effects) {
+    let at = now();
+    let mut draft = Draft::default();
+    let mut answers = Vec::with_capacity(letters.len());
+    let mut settled = Vec::new();
+    for letter in letters {
+        settled.extend(letter.settles);
+        let outcome = take(engine, &mut draft, at, &letter.about, letter.event);
+        answers.push((letter.answer, outcome));
+    }
+    match write(engine, at, &draft, &settled).await {
+        Ok(posted) => {
+            publish(engine, draft);
+            for (answer, outcome) in answers {
+                answer.map(|to| to.send(outcome));
+            }
+            posted.into_iter().for_each(|pending| effects.start(pending));
+        }
+        Err(e) => {
+            tracing::error!(error = ?e, "a turn could not be written; nothing of it took effect");
+            for (answer, _) in answers.into_iter() {
+                let again = Error::internal("store.write", "the appliance could not write to its database")
+                    .hint("is the disk full? see the appliance's log; then try again");
+                answer.map(|to| to.send(Err(again)));
+            }
+            // Never spin on a broken disk.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+}
+
+async fn write(engine: &Engine, at: Millis, draft: &Draft, settled: &[i64]) -> Result<Vec<machines::Pending>> {
+    if draft.book.is_empty() && settled.is_empty() && draft.forgotten.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut tx = engine.db().write().await?;
+    for id in &draft.forgotten {
+        machines::forget(&mut tx, *id).await?;
+    }
+    for (machine, event) in &draft.book {
+        machines::append(&mut tx, machine, at, event).await?;
+    }
+    for machine in draft.changed.values() {
+        machines::save(&mut tx, machine).await?;
+    }
+    let mut posted = Vec::with_capacity(draft.actions.len());
+    for (machine, action) in &draft.actions {
+        let id = machines::post(&mut tx, *machine, at, action).await?;
+        posted.push(machines::Pending { id, machine: *machine, at, action: action.clone() });
+    }
+    for id in settled {
+        machines::settle(&mut tx, *id).await?;
+    }
+    tx.commit().await.map_err(failed)?;
+    Ok(posted)
+}
+
+fn publish(engine: &Engine, draft: Draft) {
+    let mut world = engine.world_mut();
+    let mut progress = engine.inner.progress.lock().unwrap_or_else(|e| e.into_inner());
+    for id in draft.forgotten {
+        world.remove(id);
+        progress.remove(&id);
+    }
+    for (id, machine) in draft.changed {
+        if progress.get(&id).is_some_and(|p| p.number != machine.number) {
+            progress.remove(&id);
+        }
+        world.put(machine);
+        let _ = engine.inner.changes.send(id);
+    }
+    engine.inner.alarm.notify_one();
+}
+
+/// One fact: whose it is, what the rules say to it.
+fn take(engine: &Engine, draft: &mut Draft, at: Millis, about: &About, event: Event) -> Result<MachineId> {
+    let (machine, event) = resolve(engine, draft, at, about, event)?;
+    let id = machine.id;
+    match lifecycle::decide(at, &machine, &event) {
+        Ok(step) => {
+            draft.actions.extend(step.actions.into_iter().map(|a| (id, a)));
+            draft.book.push((step.machine.clone(), event));
+            draft.changed.insert(id, step.machine);
+            Ok(id)
+        }
+        Err(Refused::Nothing) => Ok(id),
+        Err(Refused::Stale) => {
+            Err(Error::conflict("order.stale", "this order is no longer the current one")
+                .hint("ask for the current order"))
+        }
+        Err(Refused::State(why)) => Err(Error::conflict("machine.state", format!("{}: {why}", machine.name))
+            .hint(format!("`rackline machine show {}` tells what it is doing", machine.name))),
+    }
+}
+
+impl Draft {
+    fn get(&self, engine: &Engine, id: MachineId) -> Option<Machine> {
+        if self.forgotten.contains(&id) {
+            return None;
+        }
+        self.changed.get(&id).cloned().or_else(|| engine.machine(id).map(|m| m.as_ref().clone()))
+    }
+
+    /// The first machine that `wanted` holds for, those of this batch before those of the world.
+    fn find(&self, wanted: impl Fn(&Machine) -> bool, in_world: Option<std::sync::Arc<Machine>>) -> Option<Machine> {
+        let fresh = self.changed.values().find(|m| wanted(m)).cloned();
+        fresh.or_else(|| {
+            let old = in_world?;
+            let stands = !self.forgotten.contains(&old.id) && !self.changed.contains_key(&old.id);
+            stands.then(|| old.as_ref().clone())
+        })
+    }
+
+    fn by_serial(&self, engine: &Engine, serial: &Serial) -> Option<Machine> {
+        self.find(|m| m.serial.as_ref() == Some(serial), engine.world().by_serial(serial))
+    }
+
+    fn name_taken(&self, engine: &Engine, name: &str) -> bool {
+        engine.world().has_name(name) || self.changed.values().any(|m| m.name == name)
+    }
+}
+
+fn resolve(engine: &Engine, draft: &mut Draft, at: Millis, about: &About, event: Event) -> Result<(Machine, Event)> {
+    match about {
+        About::Machine(id) => {
+            let gone = || Error::not_found("machine.unknown", "this machine is not known here");
+            Ok((draft.get(engine, *id).ok_or_else(gone)?, event))
+        }
+        About::Mac(mac) => {
+            let known = draft.find(|m| m.macs.contains(mac), engine.world().by_mac(*mac));
+            let name = || format!("mac-{}", mac.to_string().replace(':', ""));
+            Ok((known.unwrap_or_else(|| Machine::new(MachineId::generate(), name(), at, State::Seen)), event))
+        }
+        About::Serial { serial, name } => {
+            let known = draft.by_serial(engine, serial);
+            if known.as_ref().is_none_or(|m| &m.name != name) && draft.name_taken(engine, name) {
+                return Err(Error::conflict("machine.name", format!("the name {name} belongs to another machine"))
+                    .hint("names of expected machines are unique"));
+            }
+            let new = || Machine::new(MachineId::generate(), name.clone(), at, State::Expected);
+            Ok((known.unwrap_or_else(new), event))
+        }
+        About::Agent(id) => identify(engine, draft, at, *id, event),
+    }
+}
+
+/// Pairs an agent with its machine by serial number and UUID; never guesses.
+fn identify(
+    engine: &Engine,
+    draft: &mut Draft,
+    at: Millis,
+    id: MachineId,
+    mut event: Event,
+) -> Result<(Machine, Event)> {
+    let Event::Hello { serial, uuid, macs, arch, name, .. } = &mut event else {
+        return Err(Error::internal("engine.identify", "only a hello identifies a machine"));
+    };
+    let own = draft.get(engine, id);
+    let Some(said) = serial.as_ref() else {
+        // Without a usable serial number the MAC addresses are all there is.
+        let first = macs.first().copied();
+        let machine =
+            own.or_else(|| draft.find(|m| m.macs.iter().any(|x| Some(*x) == first), engine.world().by_mac(first?)));
+        let unknown = || Error::not_found("machine.unknown", "an agent without serial number came with an unknown id");
+        return Ok((machine.ok_or_else(unknown)?, event));
+    };
+    if let Some(expected) = own.as_ref().and_then(|m| m.serial.clone())
+        && &expected != said
+    {
+        let found = said.clone();
+        let machine = own.ok_or_else(|| Error::internal("engine.identify", "a machine vanished"))?;
+        let problem = Problem {
+            code: "identity.mismatch".into(),
+            title: format!("the machine at this MAC address has serial number {found}, expected {expected}"),
+            hint: Some("compare the label with the list of expected machines; correct the list or the wiring".into()),
+            causes: Vec::new(),
+        };
+        return Ok((machine, Event::Misidentified { problem }));
+    }
+    let holder = draft.by_serial(engine, said).filter(|m| m.id != id);
+    match (own, holder) {
+        (own, Some(holder)) => {
+            let same = holder.uuid.is_none() || holder.uuid == *uuid;
+            if same {
+                // First seen under its MAC address only: the sighting becomes the machine that was expected.
+                if let Some(sighting) = own {
+                    macs.extend(sighting.macs.iter().copied());
+                    *arch = sighting.arch;
+                    draft.changed.remove(&sighting.id);
+                    draft.book.retain(|(m, _)| m.id != sighting.id);
+                    draft.forgotten.insert(sighting.id);
+                }
+                return Ok((holder, event));
+            }
+            let problem = Problem {
+                code: "identity.serial-taken".into(),
+                title: format!("its serial number {said} already belongs to {}, which has another UUID", holder.name),
+                hint: Some("compare the labels of both machines and correct the wrong one's SMBIOS, then retry".into()),
+                causes: Vec::new(),
+            };
+            // The newcomer is kept apart without the serial number; the holder goes on undisturbed.
+            let first = macs.first().map_or_else(|| id.to_string(), |m| m.to_string().replace(':', ""));
+            let machine =
+                own.unwrap_or_else(|| Machine::new(MachineId::generate(), format!("mac-{first}"), at, State::Seen));
+            Ok((machine, Event::Misidentified { problem }))
+        }
+        (Some(own), None) => {
+            if own.serial.is_none() && !draft.name_taken(engine, said.as_str()) {
+                *name = Some(said.to_string());
+            }
+            Ok((own, event))
+        }
+        (None, None) => Ok((Machine::new(MachineId::generate(), said.to_string(), at, State::Seen), event)),
+    }
+}

@@ -1,0 +1,122 @@
+//! Who may use whom. The order of the modules in `src/lib.rs` is the reading order; each row may use the rows named here
+//! and nothing else. A new arrow is a decision: it is made in this table, with a reason in ARCHITECTURE.md.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Module, and what it may use besides `error` and `machine`, which everybody may.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("machine", &[]),
+    ("link", &[]),
+    ("ipmi", &["link"]),
+    ("template", &["link"]),
+    ("lifecycle", &["link"]),
+    ("config", &["boot"]),
+    ("store", &["lifecycle", "link"]),
+    ("boot", &["store", "template"]),
+    ("bmc", &["ipmi"]),
+    ("image", &[]),
+    ("swarm", &["image"]),
+    ("handoff", &["image", "lifecycle", "link"]),
+    ("agent", &["image", "ipmi", "link", "swarm"]),
+    ("engine", &["bmc", "boot", "handoff", "image", "lifecycle", "link", "store", "template"]),
+    ("api", &["engine", "image", "lifecycle", "link"]),
+    ("console", &["api", "engine"]),
+    ("lab", &["api", "config", "image", "link"]),
+    (
+        "cli",
+        &[
+            "agent",
+            "api",
+            "bmc",
+            "boot",
+            "config",
+            "console",
+            "engine",
+            "image",
+            "ipmi",
+            "lab",
+            "lifecycle",
+            "link",
+            "store",
+        ],
+    ),
+];
+
+fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, files);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+/// The modules named as `crate::NAME` or in `use crate::{a, b}` outside comments.
+fn used(text: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for line in text.lines().filter(|l| !l.trim_start().starts_with("//")) {
+        let mut rest = line;
+        while let Some(at) = rest.find("crate::") {
+            rest = &rest[at + 7..];
+            if let Some(group) = rest.strip_prefix('{') {
+                let names =
+                    group.split(',').map(|n| n.split("::").next().unwrap_or("").trim().trim_end_matches([';', '}']));
+                found.extend(names.filter(|n| n.chars().all(char::is_lowercase)).map(str::to_owned));
+            } else {
+                found.insert(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_module_uses_only_what_the_table_allows() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut wrong = Vec::new();
+    for (module, allowed) in LAYERS {
+        let mut files = Vec::new();
+        let folder = src.join(module);
+        if folder.is_dir() {
+            sources(&folder, &mut files);
+        } else {
+            files.push(src.join(format!("{module}.rs")));
+        }
+        for file in files {
+            for name in used(&std::fs::read_to_string(&file).unwrap()) {
+                let known = LAYERS.iter().any(|(m, _)| *m == name);
+                let fine = name == *module || name == "error" || name == "machine" || allowed.contains(&name.as_str());
+                if known && !fine {
+                    wrong.push(format!("{} uses {name}", file.strip_prefix(&src).unwrap().display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "not in the table of tests/it/layers.rs:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_table_is_the_reading_order_of_the_library() {
+    let lib = include_str!("../../src/lib.rs");
+    let order: Vec<&str> = lib.lines().filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    let table: Vec<&str> = LAYERS.iter().map(|(m, _)| *m).collect();
+    assert_eq!(order, table);
+}
+
+#[test]
+fn logic_files_stay_readable() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let name = file.strip_prefix(&src).unwrap().display();
+        assert!(text.starts_with("//!"), "{name} does not open with what it is and why");
+        let logic = text.split("#[cfg(test)]\nmod tests").next().unwrap_or("").lines().count();
+        assert!(logic <= 600, "{name} has {logic} lines");
+    }
+}
