@@ -28,6 +28,8 @@ const PORTS: std::ops::RangeInclusive<u16> = 8480..=8579;
 const START_WITHIN: Duration = Duration::from_secs(120);
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 const CALL_WITHIN: Duration = Duration::from_secs(15);
+/// Asked again and again: the socket stays open without the appliance, so a call may hang.
+const LIST_WITHIN: Duration = Duration::from_secs(3);
 /// A list of 32 machines with inventory is far below.
 const MAX_ANSWER: usize = 16 << 20;
 
@@ -222,7 +224,8 @@ impl Client {
     }
 
     pub async fn machines(&self) -> Result<Vec<MachineView>> {
-        Ok(self.get::<MachineList>("/machines").await?.machines)
+        let listed = tokio::time::timeout(LIST_WITHIN, self.get::<MachineList>("/machines")).await;
+        Ok(listed.or_fail(Kind::Unreachable, "lab.api", || "the appliance does not answer")??.machines)
     }
 
     pub async fn machine(&self, id: MachineId) -> Result<MachineView> {
@@ -281,8 +284,8 @@ impl Client {
 pub async fn ready(api: &Client, appliance: &mut Appliance, machines: &[Machine]) -> Result<Vec<MachineView>> {
     let deadline = Instant::now() + START_WITHIN;
     loop {
-        let answer = tokio::time::timeout(Duration::from_secs(2), api.machines()).await;
-        if let Ok(Ok(views)) = &answer
+        let answer = api.machines().await;
+        if let Ok(views) = &answer
             && machines.iter().all(|m| views.iter().any(|v| v.name == m.name()))
         {
             return Ok(views.clone());
@@ -292,7 +295,7 @@ pub async fn ready(api: &Client, appliance: &mut Appliance, machines: &[Machine]
         }
         if Instant::now() > deadline {
             return Err(appliance.ended(match answer {
-                Ok(Ok(_)) => "the appliance does not know the machines of its purchase list",
+                Ok(_) => "the appliance does not know the machines of its purchase list",
                 _ => "the appliance does not answer",
             }));
         }
