@@ -132,16 +132,9 @@ fn entry(machine: &Machine, view: MachineView, seconds: Option<f64>) -> Entry {
     }
 }
 
-/// The record of the write, wherever the passport keeps it.
+/// The record of the write.
 fn deployed(passport: &Value) -> Option<Deployed> {
-    if let Ok(found) = serde_json::from_value(passport.clone()) {
-        return Some(found);
-    }
-    match passport {
-        Value::Object(fields) => fields.values().find_map(deployed),
-        Value::Array(items) => items.iter().find_map(deployed),
-        _ => None,
-    }
+    serde_json::from_value(passport.get("passport")?.get("deployed")?.clone()).ok()
 }
 
 impl Entry {
@@ -230,7 +223,7 @@ mod tests {
             cpu_threads: Some(2),
             memory_bytes: Some(2 << 30),
             address: None,
-            deployed: deployed(&serde_json::json!({ "claims": [{ "write": record() }] })),
+            deployed: deployed(&serde_json::json!({ "passport": { "deployed": record() } })),
             checks: Vec::new(),
             measured: vec![Measured { name: "boot".into(), value: 12.3400, unit: "s".into() }],
             waiting: None,
@@ -241,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_write_is_found_wherever_the_passport_keeps_it() {
+    fn the_write_is_told_with_its_rate_and_its_peer() {
         let text = entry("node-01", "delivered", &[]).text();
         assert!(text.contains("1907 MiB written in 20.0 s, 100.0 MB/s, dd 125.0 MB/s, ratio 0.80"), "{text}");
         assert!(text.contains("measured boot 12.34 s"), "{text}");
