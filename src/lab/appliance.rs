@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::bmc::write_secret;
 use super::guard::Guard;
 use super::net;
-use super::spec::{APPLIANCE, BMC_USER, BRIDGE, Machine, NETWORK, POOL, Spec};
+use super::spec::{APPLIANCE, BMC_USER, BRIDGE, Listed, Machine, NETWORK, POOL, Spec};
 use crate::api::client::{Client, segment};
 use crate::api::view::{DeployRequest, EventView, MachineList, MachineView, PowerRequest};
 use crate::error::{Error, Kind, OrFail, Result};
@@ -193,6 +193,11 @@ struct Expected {
 fn machines_csv(machines: &[Machine], password: &str) -> std::io::Result<String> {
     let mut lines = csv::Writer::from_writer(Vec::new());
     for m in machines {
+        let bmc_password = match &m.spec.listed {
+            Listed::Right => password.to_owned(),
+            Listed::WrongPassword(wrong) => wrong.clone(),
+            Listed::Not => continue,
+        };
         lines.serialize(Expected {
             name: m.name(),
             serial: m.serial(),
@@ -201,7 +206,7 @@ fn machines_csv(machines: &[Machine], password: &str) -> std::io::Result<String>
             unit: m.unit(),
             bmc_address: m.bmc_address(),
             bmc_user: BMC_USER,
-            bmc_password: m.spec.listed_password.clone().unwrap_or_else(|| password.to_owned()),
+            bmc_password,
         })?;
     }
     let bytes = lines.into_inner().map_err(|e| e.into_error())?;
@@ -265,7 +270,7 @@ pub async fn ready(api: &Operator, appliance: &mut Appliance, machines: &[Machin
     loop {
         let answer = api.machines().await;
         if let Ok(views) = &answer
-            && machines.iter().all(|m| views.iter().any(|v| v.name == m.name()))
+            && machines.iter().all(|m| m.spec.listed == Listed::Not || views.iter().any(|v| v.name == m.name()))
         {
             return Ok(views.clone());
         }
@@ -294,14 +299,14 @@ mod tests {
             firmware: Firmware::Uefi,
             memory_bytes: 1 << 30,
             disks: Vec::new(),
-            listed_password: Some("not,this".into()),
+            listed: Listed::WrongPassword("not,this".into()),
         };
         Spec {
             name: "t".into(),
             dir: "/lab/t".into(),
             cache: "/images".into(),
             binary: "/rackline".into(),
-            machines: vec![MachineSpec { listed_password: None, ..machine.clone() }, machine],
+            machines: vec![MachineSpec { listed: Listed::Right, ..machine.clone() }, machine],
         }
     }
 

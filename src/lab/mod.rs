@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 pub use appliance::{Appliance, Operator, ready};
 pub use guard::Guard;
 pub use rack::Chassis;
-pub use spec::{Disk, DiskKind, Machine, MachineSpec, Spec};
+pub use spec::{Disk, DiskKind, Listed, Machine, MachineSpec, Spec};
 pub use up::{Options, up};
 pub use vm::BootDevice;
 

@@ -91,7 +91,7 @@ fn disk(spec: &Spec) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::spec::MachineSpec;
+    use crate::lab::spec::{Listed, MachineSpec};
     use crate::machine::Role;
 
     fn spec(memory_bytes: u64) -> Spec {
@@ -100,7 +100,7 @@ mod tests {
             firmware: Firmware::Bios,
             memory_bytes,
             disks: vec![],
-            listed_password: None,
+            listed: Listed::Right,
         };
         let paths = "/nonexistent";
         Spec { name: "t".into(), dir: paths.into(), cache: paths.into(), binary: paths.into(), machines: vec![machine] }

@@ -35,8 +35,17 @@ pub struct MachineSpec {
     pub memory_bytes: u64,
     /// In the order of the firmware's boot list.
     pub disks: Vec<Disk>,
-    /// What the purchase list says about the BMC's password, where that is not the truth.
-    pub listed_password: Option<String>,
+    pub listed: Listed,
+}
+
+/// What the purchase list says of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listed {
+    Right,
+    /// The BMC's password is another one in truth.
+    WrongPassword(String),
+    /// Nothing: nobody told the appliance of it.
+    Not,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

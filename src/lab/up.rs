@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::appliance::{Operator, ready};
 use super::report::Report;
-use super::spec::{BMC_USER, Disk, DiskKind, MachineSpec, Spec};
+use super::spec::{BMC_USER, Disk, DiskKind, Listed, MachineSpec, Spec};
 use super::watch::{self, End};
 use super::{Guard, Lab, password_file, preflight, text};
 use crate::error::{Kind, OrFail, Result};
@@ -95,7 +95,7 @@ impl Options {
                     firmware: *firmware,
                     memory_bytes: self.memory,
                     disks: vec![Disk { bytes: self.disk, kind: DiskKind::Nvme }],
-                    listed_password: None,
+                    listed: Listed::Right,
                 })
                 .collect(),
         };

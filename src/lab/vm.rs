@@ -205,13 +205,13 @@ fn index(order: &[(String, i32)], device: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::spec::{Disk, MachineSpec};
+    use crate::lab::spec::{Disk, Listed, MachineSpec};
     use crate::machine::Role;
 
     fn machine(firmware: Firmware) -> Machine {
         let disk = |kind| Disk { bytes: 10 << 30, kind };
         let disks = vec![disk(DiskKind::Nvme), disk(DiskKind::Hdd)];
-        let spec = MachineSpec { role: Role::Kvm, firmware, memory_bytes: 2 << 30, disks, listed_password: None };
+        let spec = MachineSpec { role: Role::Kvm, firmware, memory_bytes: 2 << 30, disks, listed: Listed::Right };
         Machine { number: 3, spec, dir: "/tmp/a,b".into(), run: "/run/r".into() }
     }
 

@@ -144,6 +144,7 @@ impl Policy for Watcher {
 
     fn boot_answer(&self, asking: Sighting) -> BoxFuture<'_, rackline::error::Result<BootAnswer>> {
         let reason = format!("nothing to do for {}", asking.mac);
+        self.0.lock().unwrap().push(asking);
         Box::pin(async move { Ok(BootAnswer::Hold { reason }) })
     }
 }

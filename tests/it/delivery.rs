@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rackline::api::view::{EventView, MachineView};
 use rackline::image::Cache;
-use rackline::lab::{Disk, DiskKind, Lab, MachineSpec, Operator, Spec, ready};
+use rackline::lab::{Disk, DiskKind, Lab, Listed, MachineSpec, Operator, Spec, ready};
 use rackline::machine::{Firmware, Role};
 
 /// Bounds a hang, not a speed: the machines are emulated, several at a time, on whatever there is.
@@ -15,7 +15,7 @@ const DELIVERY: Duration = Duration::from_secs(15 * 60);
 
 fn machine(role: Role, firmware: Firmware) -> MachineSpec {
     let disks = vec![Disk { bytes: 10 << 30, kind: DiskKind::Nvme }];
-    MachineSpec { role, firmware, memory_bytes: 2 << 30, disks, listed_password: None }
+    MachineSpec { role, firmware, memory_bytes: 2 << 30, disks, listed: Listed::Right }
 }
 
 fn spec(name: &str, dir: &Path, machines: Vec<MachineSpec>) -> Spec {
@@ -83,7 +83,7 @@ fn passport(view: &MachineView) -> &serde_json::Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bios_machine_is_delivered_though_the_appliance_is_killed_in_the_middle() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut lab, api, views) = up("kill", dir.path(), vec![machine(Role::Kvm, Firmware::Bios)]).await;
+    let (mut lab, api, views) = up("delivery-kill", dir.path(), vec![machine(Role::Kvm, Firmware::Bios)]).await;
     let node = views[0].name.clone();
     api.deploy(views[0].id, Role::Kvm, false).await.unwrap();
     api.power(views[0].id, "on").await.unwrap();
@@ -113,14 +113,15 @@ async fn a_bios_machine_is_delivered_though_the_appliance_is_killed_in_the_middl
 #[tokio::test(flavor = "multi_thread")]
 async fn a_uefi_machine_is_delivered_released_and_blank_again() {
     let dir = tempfile::tempdir().unwrap();
-    let liar = MachineSpec { listed_password: Some("0123456789abcdef".into()), ..machine(Role::Kvm, Firmware::Bios) };
-    let (lab, api, views) = up("uefi", dir.path(), vec![machine(Role::Docker, Firmware::Uefi), liar]).await;
+    let liar =
+        MachineSpec { listed: Listed::WrongPassword("0123456789abcdef".into()), ..machine(Role::Kvm, Firmware::Bios) };
+    let (lab, api, views) = up("delivery-uefi", dir.path(), vec![machine(Role::Docker, Firmware::Uefi), liar]).await;
     let name = |number: usize| lab.machine(number).unwrap().name();
     let id = |number: usize| views.iter().find(|v| v.name == name(number)).unwrap().id;
 
     // Its BMC does not take the password of the list: named as such, and the other machine does not care.
     api.power(id(2), "on").await.unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(300);
     let problem = loop {
         if let Some(problem) = api.by_name(&name(2)).await.unwrap().problem {
             break problem;
@@ -146,5 +147,48 @@ async fn a_uefi_machine_is_delivered_released_and_blank_again() {
     let mut start = vec![1; 64 << 20];
     std::fs::File::open(lab.machine(1).unwrap().disk(0)).unwrap().read_exact(&mut start).unwrap();
     assert!(start.iter().all(|b| *b == 0), "the first 64 MiB of the disk are not blank after the release");
+    tokio::task::spawn_blocking(move || lab.stop()).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_nobody_listed_is_found_out_and_its_bmc_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let hdd = Disk { bytes: 4 << 30, kind: DiskKind::Hdd };
+    let spec = MachineSpec {
+        listed: Listed::Not,
+        memory_bytes: 1 << 30,
+        disks: vec![hdd],
+        ..machine(Role::Ovs, Firmware::Bios)
+    };
+    let (lab, api, views) = up("delivery-stranger", dir.path(), vec![spec]).await;
+    assert!(views.is_empty());
+    // Somebody presses the power button.
+    let (serial, bmc) = (lab.machine(1).unwrap().serial(), lab.machine(1).unwrap().bmc_address());
+    lab.chassis(1).unwrap().on().unwrap();
+    let deadline = Instant::now() + DELIVERY;
+    while !api.by_name(&serial).await.is_ok_and(|m| m.state == "ready") {
+        assert!(Instant::now() < deadline, "never ready:\n{}", lab.console(1).unwrap());
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    let view = api.by_name(&serial).await.unwrap();
+    let inventory = view.inventory.as_ref().unwrap();
+    assert_eq!(inventory.bmc.as_ref().and_then(|b| b.address), Some(bmc.into()));
+    assert!(inventory.disks[0].rotational && inventory.system.manufacturer.as_deref() == Some("Labworks"));
+
+    // An order that its only disk does not fit: refused by name before a byte is written.
+    api.deploy(view.id, Role::Ovs, false).await.unwrap();
+    while api.by_name(&serial).await.unwrap().state != "broken" {
+        assert!(Instant::now() < deadline, "never refused");
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    let problem = api.by_name(&serial).await.unwrap().problem.unwrap();
+    assert!(problem.code == "disk.none" && problem.title.contains("rotating"), "{problem:?}");
+
+    // The user that the agent made on the BMC works from outside.
+    api.power(view.id, "off").await.unwrap();
+    while lab.chassis(1).unwrap().is_on() {
+        assert!(Instant::now() < deadline, "its BMC was not found");
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
     tokio::task::spawn_blocking(move || lab.stop()).await.unwrap().unwrap();
 }

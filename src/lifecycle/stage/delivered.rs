@@ -2,16 +2,12 @@
 
 use super::super::Turn;
 use super::super::event::{Event, Refused};
-use super::super::machine::State;
-use super::{AGENT_BOOT, POST, unwelcome};
+use super::{releasing, unwelcome};
 
 pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
     match event {
         Event::ReleaseRequested => {
-            turn.enter(State::Releasing);
-            turn.machine.order = None;
-            turn.network_boot();
-            turn.expect_within(POST + AGENT_BOOT);
+            releasing::start(turn);
             Ok(())
         }
         other => unwelcome(turn, other),

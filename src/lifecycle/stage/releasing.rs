@@ -6,6 +6,14 @@ use super::super::machine::State;
 use super::{AGENT_BOOT, ERASE, POST, climb, problem, ready, unwelcome};
 use crate::link::{Mode, Outcome};
 
+/// Whatever it was, it goes back: the disks are erased by the agent of the next network boot.
+pub fn start(turn: &mut Turn) {
+    turn.enter(State::Releasing);
+    turn.machine.order = None;
+    turn.network_boot();
+    turn.expect_within(POST + AGENT_BOOT);
+}
+
 pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
     match event {
         Event::Ordered(order) => turn.machine.order = Some(order.clone()),
