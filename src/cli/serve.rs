@@ -18,8 +18,8 @@ use crate::engine::{About, Engine, SeedFacts, Site};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::image::{Cache, Catalogue, PublicKey, RamSystem, ram};
 use crate::lifecycle::{BmcAccount, Event, Expectation};
-use crate::store::Db;
 use crate::store::seal::Seal;
+use crate::store::{self, Db};
 use crate::{bmc, boot};
 
 #[derive(clap::Args)]
@@ -36,6 +36,7 @@ pub async fn run(args: Args) -> Result<()> {
     tokio::spawn(stop_on_signal(stop.clone()));
 
     let state = &config.site.state;
+    let _held = store::lock(state)?;
     let db = Db::open(state).await?;
     let seal = Seal::load_or_make(&state.join("site.key"))?;
     let cache = Cache::open_or_default(config.site.cache.as_deref())?;

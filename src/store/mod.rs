@@ -77,6 +77,24 @@ impl Db {
     }
 }
 
+/// Holds the state directory for this process until the file is dropped: two appliances on one database would both carry
+/// out what is in the outbox. The kernel lets go of it however the process ends.
+pub fn lock(dir: &Path) -> Result<std::fs::File> {
+    let path = dir.join("rackline.lock");
+    let failed = || format!("cannot use the state directory {}", dir.display());
+    std::fs::create_dir_all(dir).or_fail(Kind::Config, "store.lock", failed)?;
+    let file = std::fs::File::create(&path).or_fail(Kind::Config, "store.lock", failed)?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::config(
+            "store.locked",
+            format!("another appliance runs on the state directory {}", dir.display()),
+        )
+        .hint(format!("stop it, or give this one its own site.state: `fuser {}` names it", path.display()))),
+        Err(e) => Err(Error::config("store.lock", failed()).because(e)),
+    }
+}
+
 /// A failed statement: ours or the disk's, never the caller's.
 pub fn failed(e: sqlx::Error) -> Error {
     Error::internal("store.statement", "the database refused a statement")
@@ -104,6 +122,15 @@ mod tests {
             let (count,): (i64,) = sqlx::query_as("SELECT COUNT(*) FROM secret").fetch_one(db.read()).await.unwrap();
             assert_eq!(count, round + 1);
         }
+    }
+
+    #[test]
+    fn a_state_directory_has_one_appliance() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        assert_eq!(lock(dir.path()).unwrap_err().code(), "store.locked");
+        drop(held);
+        lock(dir.path()).unwrap();
     }
 
     #[tokio::test]
