@@ -59,7 +59,7 @@ async fn script(
     let answer = match asked.mac.parse::<MacAddr>() {
         Ok(mac) => {
             let uuid = asked.uuid.parse().ok().filter(|u: &uuid::Uuid| !u.is_nil() && !u.is_max());
-            decide(&site, Sighting { mac, uuid, arch, address: peer, stage: Stage::Ipxe }).await
+            decide(&site, Sighting { mac, uuid, arch, address: peer, stage: Stage::Ipxe, relay: None }).await
         }
         Err(e) => BootAnswer::Hold { reason: e.to_string() },
     };

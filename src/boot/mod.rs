@@ -16,7 +16,7 @@ mod advertise;
 mod net;
 mod tftp;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::error::{Error, Result};
-use crate::machine::{ClientArch, MacAddr, MachineId};
+use crate::machine::{ClientArch, MacAddr, MachineId, Role};
 use crate::store::Db;
 use crate::store::lease::{self, Writer};
 use advertise::Advertiser;
@@ -48,6 +48,36 @@ pub struct Sighting {
     pub address: Option<IpAddr>,
     /// Who is speaking: the firmware's PXE ROM, iPXE, or a system that runs already.
     pub stage: Stage,
+    /// The way the request came, where a relay brought it.
+    pub relay: Option<RelayPort>,
+}
+
+/// A relay agent and the port behind it (option 82), as people write them: text, or hexadecimal digits behind `0x`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelayPort {
+    /// `giaddr`; unspecified where a switch adds option 82 to what it only bridges.
+    pub relay: Ipv4Addr,
+    pub circuit: Option<String>,
+    pub remote: Option<String>,
+}
+
+/// What the rules know of the machine behind a MAC address: enough to choose options and boot files by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    pub name: String,
+    /// Product name from SMBIOS, once an inventory was taken.
+    pub model: Option<String>,
+    pub role: Option<Role>,
+    /// Name of its state in the lifecycle.
+    pub state: &'static str,
+}
+
+/// A request that got no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unanswered {
+    pub mac: MacAddr,
+    /// A sentence for the operator.
+    pub why: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +115,12 @@ pub trait Policy: Send + Sync + 'static {
     /// Takes note, for each answered step of each boot; never fails and never waits, since the answer to the machine
     /// would wait with it.
     fn sighted(&self, sighting: Sighting);
+
+    /// Takes note that a request got no answer; like [`Policy::sighted`], never fails and never waits.
+    fn unanswered(&self, unanswered: Unanswered);
+
+    /// What is known of the machine with this MAC address; from memory, since every packet asks.
+    fn facts(&self, mac: MacAddr) -> Option<Facts>;
 
     fn boot_answer(&self, asking: Sighting) -> BoxFuture<'_, Result<BootAnswer>>;
 }

@@ -4,13 +4,31 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::{About, Engine};
-use crate::boot::{BootAnswer, Policy, Sighting, Stage};
+use crate::boot::{BootAnswer, Facts, Policy, Sighting, Stage, Unanswered};
 use crate::error::Result;
 use crate::lifecycle::{self, BootChoice, Event, State};
+use crate::machine::MacAddr;
 
 impl Policy for Engine {
     fn sighted(&self, sighting: Sighting) {
         self.tell(About::Mac(sighting.mac), fact(&sighting));
+    }
+
+    /// For the timeline of a machine that is known; a stranger's silence is counted by the boot services alone.
+    fn unanswered(&self, unanswered: Unanswered) {
+        if let Some(machine) = self.world().by_mac(unanswered.mac) {
+            self.tell(About::Machine(machine.id), Event::Unanswered { why: unanswered.why });
+        }
+    }
+
+    fn facts(&self, mac: MacAddr) -> Option<Facts> {
+        let machine = self.world().by_mac(mac)?;
+        Some(Facts {
+            name: machine.name.clone(),
+            model: machine.inventory.as_ref().and_then(|i| i.system.product.clone()),
+            role: machine.order.as_ref().map(|o| o.role),
+            state: machine.state.name(),
+        })
     }
 
     fn boot_answer(&self, asking: Sighting) -> BoxFuture<'_, Result<BootAnswer>> {

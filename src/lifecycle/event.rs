@@ -15,6 +15,10 @@ pub enum Event {
     Expected(Expectation),
     /// It asked for an address.
     Sighted(Sighting),
+    /// It asked for an address and got none.
+    Unanswered {
+        why: String,
+    },
     /// It was handed a boot script.
     ScriptServed {
         choice: String,
@@ -74,6 +78,7 @@ impl Event {
         match self {
             Event::Expected(_) => "expected",
             Event::Sighted(_) => "sighted",
+            Event::Unanswered { .. } => "unanswered",
             Event::ScriptServed { .. } => "script_served",
             Event::Hello { .. } => "hello",
             Event::Reported { .. } => "reported",
@@ -100,6 +105,7 @@ impl Event {
                 s.arch.map_or(String::new(), |a| format!(" ({})", a.firmware())),
                 s.address.map_or(String::new(), |a| format!(", has {a}")),
             ),
+            Event::Unanswered { why } => format!("got no answer: {why}"),
             Event::ScriptServed { choice } => format!("boots: {choice}"),
             Event::Hello { mode: Mode::Ram, agent_version, .. } => format!("agent {agent_version} runs in RAM"),
             Event::Hello { mode: Mode::Resident, agent_version, .. } => {

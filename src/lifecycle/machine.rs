@@ -46,6 +46,9 @@ pub struct Machine {
     pub last_sighted: Option<Millis>,
     /// What its boot script started in this boot.
     pub served: Option<String>,
+    /// The last reason why it got no address, and when that was told.
+    #[serde(default)]
+    pub unanswered: Option<(String, Millis)>,
     /// Time spent in each state since the last release, in order.
     pub times: Vec<StageTime>,
     /// Events so far.
@@ -148,6 +151,7 @@ impl Machine {
             boots: 0,
             last_sighted: None,
             served: None,
+            unanswered: None,
             times: Vec::new(),
             sequence: 0,
             number: 0,

@@ -14,7 +14,8 @@ use futures::future::BoxFuture;
 use rackline::boot::config::BootConfig;
 use rackline::boot::firmware::Files;
 use rackline::boot::script::Scripts;
-use rackline::boot::{BootAnswer, Handle, Policy, Sighting, Stage, http};
+use rackline::boot::{BootAnswer, Facts, Handle, Policy, Sighting, Stage, Unanswered, http};
+use rackline::machine::MacAddr;
 use rackline::store::Db;
 use rackline::store::lease::{self, Lease, LeaseState};
 
@@ -140,6 +141,12 @@ impl Watcher {
 impl Policy for Watcher {
     fn sighted(&self, sighting: Sighting) {
         self.0.lock().unwrap().push(sighting);
+    }
+
+    fn unanswered(&self, _: Unanswered) {}
+
+    fn facts(&self, _: MacAddr) -> Option<Facts> {
+        None
     }
 
     fn boot_answer(&self, asking: Sighting) -> BoxFuture<'_, rackline::error::Result<BootAnswer>> {

@@ -31,7 +31,14 @@ async fn start(dir: &Path) -> (Engine, CancellationToken) {
 }
 
 fn sighting(mac: MacAddr) -> Sighting {
-    Sighting { mac, uuid: None, arch: Some(ClientArch::Bios), address: "10.77.2.1".parse().ok(), stage: Stage::Ipxe }
+    Sighting {
+        mac,
+        uuid: None,
+        arch: Some(ClientArch::Bios),
+        address: "10.77.2.1".parse().ok(),
+        stage: Stage::Ipxe,
+        relay: None,
+    }
 }
 
 fn hello(serial: &str, uuid: u128, mac: MacAddr) -> Event {

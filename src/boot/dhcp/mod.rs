@@ -3,6 +3,7 @@
 //! Receive → is it for us → validate → ask → build → send. A packet either has an [`Outcome::Answer`], or an
 //! [`Outcome::Silent`] with its reason; there is no third way out.
 
+pub mod relay;
 pub mod reply;
 pub mod request;
 pub mod serve;
@@ -161,6 +162,7 @@ impl Dhcp {
             arch: request.arch,
             address: Some(IpAddr::V4(address)),
             stage: request.stage,
+            relay: request.relay_port(),
         });
         Outcome::Answer { what, packet, to: reply::destination(request, kind, address), save, sighting }
     }

@@ -174,7 +174,7 @@ fn finish(kind: MessageType, message: &Message, request: &Request) -> Option<Vec
     if let Some(relay) = &request.relay {
         let end = bytes.pop();
         debug_assert_eq!(end, Some(255));
-        for part in relay.chunks(255) {
+        for part in relay.raw.chunks(255) {
             bytes.extend([82, part.len() as u8]);
             bytes.extend(part);
         }

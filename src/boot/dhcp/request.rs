@@ -14,8 +14,9 @@ use std::net::Ipv4Addr;
 
 use dhcproto::v4::borrowed;
 
-use crate::boot::Stage;
+use super::relay::{RelayInfo, id_text};
 use crate::boot::count::Silence;
+use crate::boot::{RelayPort, Stage};
 use crate::machine::{ClientArch, MacAddr};
 
 /// Header up to `file`, and the cookie (RFC 2131 section 2).
@@ -60,7 +61,7 @@ pub struct Request {
     pub netboot: bool,
     pub arch: Option<ClientArch>,
     /// Option 82 as it came.
-    pub relay: Option<Vec<u8>>,
+    pub relay: Option<RelayInfo>,
 }
 
 impl Request {
@@ -102,6 +103,14 @@ impl Request {
         })
     }
 
+    /// The relay and, where it says so, the port of the switch that the client is behind.
+    pub fn relay_port(&self) -> Option<RelayPort> {
+        (!self.giaddr.is_unspecified() || self.relay.is_some()).then(|| {
+            let text = |id: fn(&RelayInfo) -> Option<&Vec<u8>>| self.relay.as_ref().and_then(id).map(|id| id_text(id));
+            RelayPort { relay: self.giaddr, circuit: text(|r| r.circuit.as_ref()), remote: text(|r| r.remote.as_ref()) }
+        })
+    }
+
     pub fn wants(&self, code: u8) -> bool {
         self.wanted.as_ref().is_none_or(|list| list.contains(&code))
     }
@@ -116,7 +125,7 @@ struct Options {
     client_id: Vec<u8>,
     uuid: Option<uuid::Uuid>,
     arch: Option<ClientArch>,
-    relay: Option<Vec<u8>>,
+    relay: Option<RelayInfo>,
     pxe_client: bool,
     http_client: bool,
     ipxe: bool,
@@ -139,7 +148,7 @@ impl Options {
                 // RFC 2132 section 9.14: at least two bytes.
                 61 if data.len() >= 2 => options.client_id = data.to_vec(),
                 77 => options.ipxe |= is_ipxe_class(data),
-                82 => options.relay = Some(data.to_vec()),
+                82 => options.relay = Some(RelayInfo::parse(data)),
                 93 => options.arch = architecture(data),
                 97 => options.uuid = machine_uuid(data),
                 175 => options.ipxe = true,
@@ -173,7 +182,7 @@ fn kind(data: &[u8]) -> Option<Kind> {
     })
 }
 
-fn address(data: &[u8]) -> Option<Ipv4Addr> {
+pub(super) fn address(data: &[u8]) -> Option<Ipv4Addr> {
     <[u8; 4]>::try_from(data).ok().map(Ipv4Addr::from).filter(|a| !a.is_unspecified())
 }
 

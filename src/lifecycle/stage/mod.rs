@@ -35,6 +35,8 @@ pub const VERIFY: Millis = 20 * MINUTE;
 /// Erasing all disks.
 pub const ERASE: Millis = 60 * MINUTE;
 
+/// The same reason for no answer is told again after this time.
+const UNANSWERED_AGAIN: Millis = 10 * MINUTE;
 /// Network boots in one state, after which the machine is held instead of rebooted for ever.
 const BOOTS_IN_ONE_STATE: u32 = 6;
 /// Requests of ROM and boot loader this close together belong to one boot.
@@ -72,6 +74,15 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
         Event::Reported { number, .. } if *number != turn.machine.number => return Err(Refused::Stale),
         Event::Reported { outcome: Outcome::Leaving, .. } => return Ok(true),
         Event::ActionDone { .. } => return Ok(true),
+        // It asks every few seconds; the timeline wants each reason once in a while.
+        Event::Unanswered { why } => {
+            let machine = &mut turn.machine;
+            if machine.unanswered.as_ref().is_some_and(|(old, at)| old == why && turn.now - at < UNANSWERED_AGAIN) {
+                return Err(Refused::Nothing);
+            }
+            machine.unanswered = Some((why.clone(), turn.now));
+            return Ok(true);
+        }
         // A machine on hold asks every half minute; the timeline wants the first answer of each boot.
         Event::ScriptServed { choice } if turn.machine.served.as_ref() == Some(choice) => return Err(Refused::Nothing),
         Event::ScriptServed { choice } => {
