@@ -38,6 +38,16 @@ named! {
         UnknownNetwork = "unknown-network",
         /// Every address of the subnet is taken.
         PoolEmpty = "pool-empty",
+        /// The address for this client is being probed; it asks again.
+        Probing = "probing",
+        /// More requests of machines that nobody knows than are answered a second.
+        TooManyStrangers = "too-many-strangers",
+        /// ProxyDHCP: about an address, or of a system that boots nothing.
+        NotProxied = "not-proxied",
+        /// ProxyDHCP: no boot file for this architecture.
+        NoBootFile = "no-boot-file",
+        /// Somebody else was found on the address that was to be offered.
+        AddressInUse = "address-in-use",
         /// A REQUEST or INFORM that names no address in any way.
         NoAddressAsked = "no-address-asked",
         /// RELEASE of a lease: takes effect, and is never answered (RFC 2131 section 4.4.4).

@@ -10,15 +10,19 @@ pub mod count;
 pub mod dhcp;
 pub mod firmware;
 pub mod http;
+pub mod monitor;
+pub mod others;
 pub mod script;
 
 mod advertise;
+mod limit;
+mod probe;
 mod net;
 mod tftp;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use tokio::task::JoinSet;
@@ -33,9 +37,11 @@ use advertise::Advertiser;
 use config::BootConfig;
 use count::Counters;
 use dhcp::Dhcp;
-use dhcp::serve::{Port, Ready};
-use dhcp::table::Table;
+use dhcp::serve::{Port, Waiting};
 use firmware::Files;
+use monitor::Monitor;
+use others::Watch;
+use probe::Prober;
 
 /// A machine asked for an address, or for its boot script.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,14 +136,18 @@ const STOP: Duration = Duration::from_secs(10);
 
 /// The running services.
 pub struct Handle {
-    counters: Arc<Counters>,
+    monitor: Monitor,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
 
 impl Handle {
     pub fn counters(&self) -> Arc<Counters> {
-        self.counters.clone()
+        self.monitor.counters.clone()
+    }
+
+    pub fn monitor(&self) -> Monitor {
+        self.monitor.clone()
     }
 
     /// Waits for ever, unless a service ends by itself: then the rest is of little use, and the caller should say so.
@@ -172,15 +182,19 @@ pub async fn serve(config: &BootConfig, files: Arc<Files>, policy: Arc<dyn Polic
     let counters = Arc::new(Counters::default());
     let leases = lease::load(&db).await?;
     info!(leases = leases.len(), subnets = config.subnets.len(), "network boot starts");
-    let dhcp = Arc::new(Mutex::new(Dhcp {
-        table: Table::new(&config.subnets, leases),
-        url: config.url.clone(),
-        tftp: config.tftp,
-        files: files.clone(),
-    }));
+    let monitor = Monitor {
+        dhcp: Arc::new(Mutex::new(Dhcp::new(config, leases, files.clone(), policy.clone()))),
+        config: Arc::new(Mutex::new(config.clone())),
+        counters: counters.clone(),
+        others: Arc::default(),
+        silences: Arc::default(),
+    };
+    monitor.others.expect(&config.other_servers);
 
     // All sockets first: where one cannot be opened, nothing has been answered yet.
-    let (mut ports, mut advertisers, mut tftp) = (Vec::new(), Vec::new(), Vec::new());
+    let (writer, writing) = Writer::start(db, committed);
+    let (mut servers, mut probers, mut watches) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut advertisers, mut tftp) = (Vec::new(), Vec::new());
     for interface in &config.interfaces {
         net::has_address(interface)?;
         let link = Arc::new(net::Link::open(interface)?);
@@ -190,15 +204,27 @@ pub async fn serve(config: &BootConfig, files: Arc<Files>, policy: Arc<dyn Polic
         if config.tftp {
             tftp.push(tftp::Server::open(interface, files.clone(), counters.clone())?);
         }
-        ports.push(Arc::new(Port::open(interface, link, counters.clone())?));
+        watches.push(Watch::open(interface, link.clone(), monitor.others.clone())?);
+        let prober = Arc::new(Prober::open(interface, link.clone())?);
+        probers.push(prober.clone());
+        let port = Arc::new(Port::open(interface, link, counters.clone())?);
+        let (monitor, writer, policy) = (monitor.clone(), writer.clone(), policy.clone());
+        servers.push(dhcp::serve::Server { port, monitor, prober, writer, policy });
     }
+    drop(writer);
 
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    let (writer, writing) = Writer::start(db, committed);
-    for port in ports {
-        tasks.spawn(dhcp::serve::run(port, dhcp.clone(), writer.clone(), policy.clone(), stop.clone()));
+    for server in servers {
+        tasks.spawn(server.run(stop.clone()));
     }
+    for prober in probers {
+        tasks.spawn(prober.run(stop.clone()));
+    }
+    for watch in watches {
+        tasks.spawn(watch.run(stop.clone()));
+    }
+    tasks.spawn(monitor.clone().watch_pools(stop.clone()));
     for server in tftp {
         tasks.spawn(server.run(stop.clone()));
     }
@@ -211,16 +237,21 @@ pub async fn serve(config: &BootConfig, files: Arc<Files>, policy: Arc<dyn Polic
             error!(error = %e, "the lease writer failed");
         }
     });
-    Ok(Handle { counters, stop, tasks })
+    Ok(Handle { monitor, stop, tasks })
 }
 
 /// The leases of these answers are on disk, or are not.
-fn committed(result: Result<()>, group: Vec<Option<Ready>>) {
+fn committed(result: Result<()>, group: Vec<Waiting>) {
     match result {
-        Ok(()) => group.into_iter().flatten().for_each(Ready::send),
+        Ok(()) => group.into_iter().flatten().for_each(|(ready, port)| port.send(&ready)),
         Err(e) => {
             error!(error = ?e, leases = group.len(), "leases could not be stored and are not granted");
-            group.into_iter().flatten().for_each(Ready::give_up);
+            group.into_iter().flatten().for_each(|(_, port)| port.give_up());
         }
     }
+}
+
+/// Milliseconds since 1970.
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 
-use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
@@ -102,7 +102,7 @@ impl Link {
         let socket = Socket::new(Domain::PACKET, Type::RAW, None).map_err(failed)?;
         socket.set_nonblocking(true).map_err(failed)?;
         let index = rustix::net::netdevice::name_to_index(&socket, name).map_err(|_| no_interface(name))?;
-        socket.bind(&link_address(index)).map_err(failed)?;
+        socket.bind(&link_address(index, 0)).map_err(failed)?;
         let mac = hardware_address(socket.local_addr().map_err(failed)?).ok_or_else(|| {
             Error::config("boot.interface", format!("interface {name} is not Ethernet"))
                 .hint("machines boot over Ethernet; name a physical interface, a bridge or a VLAN")
@@ -115,13 +115,91 @@ impl Link {
     }
 }
 
+/// What a listening packet socket is for; the kernel filters, so that nothing else wakes us.
+#[derive(Debug, Clone, Copy)]
+pub enum Listen {
+    ArpReplies,
+    /// DHCP packets that a server sent.
+    DhcpReplies,
+}
+
+impl Listen {
+    fn protocol(self) -> u16 {
+        (match self {
+            Self::ArpReplies => libc::ETH_P_ARP,
+            Self::DhcpReplies => libc::ETH_P_IP,
+        }) as u16
+    }
+
+    /// A classic BPF program over the Ethernet frame; the numbers are jumps forward, when true and when false.
+    fn filter(self) -> Vec<SockFilter> {
+        const LOAD_HALF: u16 = (libc::BPF_LD | libc::BPF_H | libc::BPF_ABS) as u16;
+        const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
+        const LOAD_HEADER: u16 = (libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH) as u16;
+        const LOAD_HALF_BEHIND: u16 = (libc::BPF_LD | libc::BPF_H | libc::BPF_IND) as u16;
+        const LOAD_BYTE_BEHIND: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_IND) as u16;
+        const IS: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+        const HAS: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
+        const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+        let program: &[(u16, u8, u8, u32)] = match self {
+            // Opcode of ARP.
+            Self::ArpReplies => &[(LOAD_HALF, 0, 0, 20), (IS, 0, 1, 2), (RETURN, 0, 0, u32::MAX), (RETURN, 0, 0, 0)],
+            // UDP, no fragment, from port 67, `op` BOOTREPLY.
+            Self::DhcpReplies => &[
+                (LOAD_BYTE, 0, 0, 23),
+                (IS, 0, 8, 17),
+                (LOAD_HALF, 0, 0, 20),
+                (HAS, 6, 0, 0x1fff),
+                (LOAD_HEADER, 0, 0, 14),
+                (LOAD_HALF_BEHIND, 0, 0, 14),
+                (IS, 0, 3, 67),
+                (LOAD_BYTE_BEHIND, 0, 0, 22),
+                (IS, 0, 1, 2),
+                (RETURN, 0, 0, u32::MAX),
+                (RETURN, 0, 0, 0),
+            ],
+        };
+        program.iter().map(|&(code, yes, no, k)| SockFilter::new(code, yes, no, k)).collect()
+    }
+}
+
+/// A packet socket that only listens. The type says UDP, and means nothing but datagrams.
+pub fn packet(interface: &Interface, index: u32, listen: Listen) -> Result<UdpSocket> {
+    let open = || -> io::Result<UdpSocket> {
+        let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+        socket.set_nonblocking(true)?;
+        socket.attach_filter(&listen.filter())?;
+        socket.bind(&link_address(index, listen.protocol()))?;
+        UdpSocket::from_std(socket.into())
+    };
+    open().map_err(|e| no_raw_socket(interface, e))
+}
+
+/// A raw ICMP socket on one interface.
+pub fn icmp4(interface: &Interface) -> Result<UdpSocket> {
+    let open = || -> io::Result<UdpSocket> {
+        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
+        socket.bind_device(Some(interface.name.as_bytes()))?;
+        socket.set_nonblocking(true)?;
+        UdpSocket::from_std(socket.into())
+    };
+    open().map_err(|e| no_raw_socket(interface, e))
+}
+
+fn no_raw_socket(interface: &Interface, e: io::Error) -> Error {
+    Error::config("boot.socket", format!("cannot listen for frames on interface {}", interface.name))
+        .because(e)
+        .hint("run as root, or with CAP_NET_RAW")
+}
+
 /// `struct sockaddr_ll` for an interface; protocol 0: nothing is received.
-fn link_address(index: u32) -> SockAddr {
+fn link_address(index: u32, protocol: u16) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: sockaddr_ll is plain data, smaller than sockaddr_storage, and zero is a valid value of each field.
     let link: &mut libc::sockaddr_ll = unsafe { storage.view_as() };
     link.sll_family = libc::AF_PACKET as u16;
     link.sll_ifindex = index as i32;
+    link.sll_protocol = protocol.to_be();
     // SAFETY: the storage holds a sockaddr_ll, as the family says, of this length.
     unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
 }
@@ -196,7 +274,7 @@ pub fn frame(from: (MacAddr, SocketAddrV4), to: (MacAddr, SocketAddrV4), payload
 }
 
 /// One's complement of the one's complement sum (RFC 1071).
-fn checksum(start: u32, bytes: &[u8]) -> u16 {
+pub fn checksum(start: u32, bytes: &[u8]) -> u16 {
     let mut sum = add(start, bytes);
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);

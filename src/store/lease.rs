@@ -5,7 +5,9 @@
 //! takes whatever waits, commits it as one transaction and only then lets the answers go: while the disk is busy with one
 //! group, the next one gathers, so the cost of a commit is shared by as many machines as ask at the same time.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use sqlx::Row;
 use tokio::sync::mpsc;
@@ -82,6 +84,8 @@ fn from_row(row: &sqlx::any::AnyRow) -> Result<Lease> {
 
 /// Leases that share one commit.
 const GROUP: usize = 1024;
+/// How long the first lease of a group waits for others.
+const GATHER: Duration = Duration::from_millis(1);
 /// Leases that may wait for the next one. What does not fit is not granted; the client asks again.
 const WAITING: usize = 8192;
 
@@ -103,6 +107,7 @@ impl<T: Send + 'static> Writer<T> {
         let task = tokio::spawn(async move {
             let mut group: Vec<(Lease, T)> = Vec::with_capacity(GROUP);
             while waiting.recv_many(&mut group, GROUP).await > 0 {
+                gather(&mut waiting, &mut group).await;
                 let (leases, then): (Vec<Lease>, Vec<T>) = group.drain(..).unzip();
                 done(commit(&db, &leases).await, then);
             }
@@ -116,25 +121,36 @@ impl<T: Send + 'static> Writer<T> {
     }
 }
 
-async fn commit(db: &Db, leases: &[Lease]) -> Result<()> {
-    let mut tx = db.write().await?;
-    for lease in leases {
-        sqlx::query(
-            "INSERT INTO lease (address, mac, client, uuid, state, expires) VALUES ($1, $2, $3, $4, $5, $6) \
-             ON CONFLICT (address) DO UPDATE SET mac = excluded.mac, client = excluded.client, uuid = excluded.uuid, \
-             state = excluded.state, expires = excluded.expires",
-        )
-        .bind(lease.address.to_string())
-        .bind(lease.mac.to_string())
-        .bind(lease.client.clone())
-        .bind(lease.uuid.map(|u| u.to_string()))
-        .bind(lease.state.name())
-        .bind(lease.expires)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
+/// Waits a moment for more leases: a thousand commits a second are as many as any disk should be asked for.
+async fn gather<T>(waiting: &mut mpsc::Receiver<(Lease, T)>, group: &mut Vec<(Lease, T)>) {
+    tokio::time::sleep(GATHER).await;
+    while group.len() < GROUP {
+        match waiting.try_recv() {
+            Ok(next) => group.push(next),
+            Err(_) => return,
+        }
     }
-    tx.commit().await.map_err(failed)
+}
+
+/// One statement for the whole group, since each one is a round trip to SQLite's thread; it is its own transaction.
+async fn commit(db: &Db, leases: &[Lease]) -> Result<()> {
+    // The last word on an address counts; no database takes two in one statement.
+    let last: HashMap<Ipv4Addr, &Lease> = leases.iter().map(|lease| (lease.address, lease)).collect();
+    let mut statement =
+        sqlx::QueryBuilder::<sqlx::Any>::new("INSERT INTO lease (address, mac, client, uuid, state, expires) ");
+    statement.push_values(last.into_values(), |mut row, lease| {
+        row.push_bind(lease.address.to_string())
+            .push_bind(lease.mac.to_string())
+            .push_bind(lease.client.clone())
+            .push_bind(lease.uuid.map(|u| u.to_string()))
+            .push_bind(lease.state.name())
+            .push_bind(lease.expires);
+    });
+    statement.push(
+        " ON CONFLICT (address) DO UPDATE SET mac = excluded.mac, client = excluded.client, uuid = excluded.uuid, \
+         state = excluded.state, expires = excluded.expires",
+    );
+    statement.build().persistent(false).execute(db.statement()).await.map(|_| ()).map_err(failed)
 }
 
 #[cfg(test)]

@@ -67,6 +67,11 @@ impl Db {
         &self.pool
     }
 
+    /// For one statement that writes: a transaction of its own, durable when it returns.
+    pub fn statement(&self) -> &AnyPool {
+        &self.pool
+    }
+
     /// A transaction that holds the write lock from its start. Committed means on disk.
     pub async fn write(&self) -> Result<Transaction<'static, Any>> {
         self.pool.begin_with("BEGIN IMMEDIATE").await.or_fail(

@@ -238,6 +238,7 @@ fn leases(net: &Net) -> Vec<Lease> {
 
 const CONFIG: &str = r#"
     url = "http://10.77.0.1"
+    unknown_lease_seconds = 3600
     interfaces = [{ name = "lab0", address = "10.77.0.1" }]
     [[subnets]]
     network = "10.77.0.0/16"

@@ -1,8 +1,11 @@
 //! The DHCPv4 server: what to answer to one packet (here, without sockets or clock), and the tasks around it ([`serve`]).
 //!
-//! Receive → is it for us → validate → ask → build → send. A packet either has an [`Outcome::Answer`], or an
-//! [`Outcome::Silent`] with its reason; there is no third way out.
+//! Receive → is it for us → validate → ask → build → send. A packet has an [`Outcome::Answer`], at once or once its address
+//! was probed, or an [`Outcome::Silent`] with its reason; there is no other way out.
 
+mod options;
+pub mod plan;
+mod proxy;
 pub mod relay;
 pub mod reply;
 pub mod request;
@@ -15,36 +18,68 @@ mod tests;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use dhcproto::v4::MessageType;
-
+use super::config::{BootConfig, Mode, Rule, Settings};
 use super::count::{Answer, Silence};
 use super::firmware::Files;
-use super::{Sighting, Stage};
-use crate::machine::Firmware;
+use super::limit::Limits;
+use super::{Facts, Policy, Sighting, Stage};
+use crate::machine::{Firmware, MacAddr};
 use crate::store::lease::Lease;
 use reply::{BootFile, Destination, Reply};
 use request::{Kind, Request};
-use table::{SubnetId, Table};
+use table::{Offer, SubnetId, Table};
 
 /// What becomes of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    Answer {
-        what: Answer,
-        packet: Vec<u8>,
-        to: Destination,
-        /// Must be on disk before the packet leaves.
-        save: Option<Lease>,
-        sighting: Option<Sighting>,
+    Answer(Ready),
+    /// The answer, once nobody was found on the address that it offers.
+    Probe {
+        address: Ipv4Addr,
+        then: Ready,
     },
     Silent {
         why: Silence,
         save: Option<Lease>,
+        /// Who asked, and for what, where that could be read.
+        asked: Option<Asked>,
     },
 }
 
+/// An answer that is complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ready {
+    pub what: Answer,
+    pub packet: Vec<u8>,
+    pub to: Destination,
+    /// Must be on disk before the packet leaves.
+    pub save: Option<Lease>,
+    pub sighting: Option<Sighting>,
+}
+
+/// What the operator wants to know of a request without answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    pub mac: MacAddr,
+    /// The relay that brought it.
+    pub relay: Option<Ipv4Addr>,
+    /// The port of the switch behind the relay.
+    pub circuit: Option<String>,
+    /// The DHCP server that it chose instead of us.
+    pub server: Option<Ipv4Addr>,
+}
+
 fn silent(why: Silence) -> Outcome {
-    Outcome::Silent { why, save: None }
+    Outcome::Silent { why, save: None, asked: None }
+}
+
+/// Where a packet came in: our address there and what we are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Door {
+    pub own: Ipv4Addr,
+    pub mode: Mode,
+    /// UDP port: 67, or 4011 for a ProxyDHCP client that asks again.
+    pub port: u16,
 }
 
 /// The rules of answering; the same on every interface.
@@ -55,116 +90,185 @@ pub struct Dhcp {
     /// `false`: firmware that boots by TFTP gets an address and no file.
     pub tftp: bool,
     pub files: Arc<Files>,
+    policy: Arc<dyn Policy>,
+    rules: Vec<Rule>,
+    unknown_lease_seconds: u32,
+    /// Addresses that were never used are probed before they are offered.
+    probe: bool,
+    limits: Limits,
 }
 
 impl Dhcp {
-    /// `now` in milliseconds since 1970; `own` is our address on the interface that the packet came in on.
-    pub fn receive(&mut self, now: i64, packet: &[u8], own: Ipv4Addr) -> Outcome {
+    pub fn new(
+        config: &BootConfig,
+        leases: impl IntoIterator<Item = Lease>,
+        files: Arc<Files>,
+        policy: Arc<dyn Policy>,
+    ) -> Self {
+        Self {
+            table: Table::new(&config.subnets, leases),
+            url: config.url.clone(),
+            tftp: config.tftp,
+            files,
+            policy,
+            rules: config.options.clone(),
+            unknown_lease_seconds: config.unknown_lease_seconds,
+            probe: config.probe_ms > 0,
+            limits: Limits::new(config.unknown_per_second),
+        }
+    }
+
+    /// Takes over another configuration; leases and limits go on.
+    pub fn reconfigure(&mut self, config: &BootConfig) {
+        self.table.reconfigure(&config.subnets);
+        self.url.clone_from(&config.url);
+        self.tftp = config.tftp;
+        self.rules.clone_from(&config.options);
+        self.unknown_lease_seconds = config.unknown_lease_seconds;
+        self.probe = config.probe_ms > 0;
+        self.limits.reconfigure(config.unknown_per_second);
+    }
+
+    /// `now` in milliseconds since 1970.
+    pub fn receive(&mut self, now: i64, packet: &[u8], door: Door) -> Outcome {
         let request = match Request::parse(packet) {
             Ok(request) => request,
             Err(why) => return silent(why),
         };
-        let Some(subnet) = self.subnet_of(&request, own) else {
+        let outcome = match door.mode {
+            Mode::Dhcp => self.serve(now, &request, door.own),
+            Mode::Proxy => self.proxy(&request, door),
+        };
+        match outcome {
+            Outcome::Silent { why, save, .. } => Outcome::Silent { why, save, asked: Some(Asked::of(&request)) },
+            answer => answer,
+        }
+    }
+
+    fn serve(&mut self, now: i64, request: &Request, own: Ipv4Addr) -> Outcome {
+        let Some(subnet) = self.subnet_of(request, own) else {
             // A client that renews, or comes back with, an address from elsewhere must start anew to get one from here.
             let stranger = request.kind == Kind::Request && request.server.is_none() && request.giaddr.is_unspecified();
             return match stranger && self.table.of(own).is_some() {
-                true => self.nak(&request, own),
+                true => self.nak(request, own),
                 false => silent(Silence::UnknownNetwork),
             };
         };
-        if request.server.is_some_and(|server| server != own) {
+        let ours = |server| server == own || Some(server) == request.server_override();
+        if request.server.is_some_and(|server| !ours(server)) {
             if request.kind == Kind::Request {
                 self.table.withdraw(subnet, now, &request.client);
             }
             return silent(Silence::OtherServer);
         }
+        let mac = request.client.mac;
+        let facts = self.policy.facts(mac);
+        let known = facts.is_some() || self.table.has_leased(subnet, mac);
+        if !known && !self.limits.allow(now, if request.giaddr.is_unspecified() { own } else { request.giaddr }) {
+            return silent(Silence::TooManyStrangers);
+        }
+        let asking = Asking { request, own, subnet, facts: facts.as_ref(), known };
         match request.kind {
-            Kind::Discover => self.discover(now, subnet, &request, own),
-            Kind::Request => self.request(now, subnet, &request, own),
+            Kind::Discover => self.discover(now, &asking),
+            Kind::Request => self.request(now, &asking),
             Kind::Release => {
-                let save = self.table.release(subnet, now, &request.client, request.ciaddr);
-                Outcome::Silent { why: save.as_ref().map_or(Silence::NotHolder, |_| Silence::Released), save }
+                let save = self.table.release(now, &request.client, request.ciaddr);
+                let why = save.as_ref().map_or(Silence::NotHolder, |_| Silence::Released);
+                Outcome::Silent { why, save, asked: None }
             }
             Kind::Decline => {
                 let address = request.requested.unwrap_or(Ipv4Addr::UNSPECIFIED);
-                let save = self.table.decline(subnet, now, &request.client, address);
-                Outcome::Silent { why: save.as_ref().map_or(Silence::NotHolder, |_| Silence::Declined), save }
+                let save = self.table.decline(now, &request.client, address);
+                let why = save.as_ref().map_or(Silence::NotHolder, |_| Silence::Declined);
+                Outcome::Silent { why, save, asked: None }
             }
             Kind::Inform if request.ciaddr.is_unspecified() => silent(Silence::NoAddressAsked),
-            Kind::Inform => self.answer(subnet, &request, own, Answer::Ack, request.ciaddr, None),
+            Kind::Inform => Outcome::Answer(self.answer(&asking, Answer::Ack, None, None)),
         }
     }
 
-    /// The relay says which network the client is on. Without one it is the interface's own, except for a client that
-    /// has an address already: it may renew through a router, from any of our networks.
+    /// Which network the client is on: the relay's link selection (RFC 3527), else the relay's address. Without a relay it
+    /// is the interface's own, except for a client that has an address already: it may renew through a router, from any
+    /// of our networks.
     fn subnet_of(&self, request: &Request, own: Ipv4Addr) -> Option<SubnetId> {
+        let link = request.relay.as_ref().and_then(|r| r.link);
         match (request.giaddr.is_unspecified(), request.ciaddr.is_unspecified()) {
-            (false, _) => self.table.of(request.giaddr),
+            (false, _) => self.table.of(link.unwrap_or(request.giaddr)),
             (true, false) => self.table.of(request.ciaddr),
             (true, true) => self.table.of(own),
         }
     }
 
-    fn discover(&mut self, now: i64, subnet: SubnetId, request: &Request, own: Ipv4Addr) -> Outcome {
-        match self.table.offer(subnet, now, &request.client, request.requested) {
-            Some(address) => self.answer(subnet, request, own, Answer::Offer, address, None),
-            None => silent(Silence::PoolEmpty),
+    fn discover(&mut self, now: i64, asking: &Asking) -> Outcome {
+        let Asking { request, subnet, known, .. } = *asking;
+        match self.table.offer(subnet, now, &request.client, request.requested, known) {
+            Offer::Address { address, never_used } => {
+                let then = self.answer(asking, Answer::Offer, Some(address), None);
+                if never_used && self.probe {
+                    self.table.probe(address);
+                    return Outcome::Probe { address, then };
+                }
+                Outcome::Answer(then)
+            }
+            Offer::Probing => silent(Silence::Probing),
+            Offer::PoolEmpty => silent(Silence::PoolEmpty),
         }
     }
 
     /// SELECTING and INIT-REBOOT name the address in option 50, RENEWING and REBINDING in `ciaddr` (RFC 2131 table 4).
-    fn request(&mut self, now: i64, subnet: SubnetId, request: &Request, own: Ipv4Addr) -> Outcome {
+    fn request(&mut self, now: i64, asking: &Asking) -> Outcome {
+        let Asking { request, own, subnet, facts, known } = *asking;
         let ciaddr = Some(request.ciaddr).filter(|a| !a.is_unspecified());
         let Some(address) = request.requested.or(ciaddr) else { return silent(Silence::NoAddressAsked) };
-        match self.table.lease(subnet, now, &request.client, address) {
-            Ok(lease) => self.answer(subnet, request, own, Answer::Ack, address, Some(lease)),
+        let seconds = self.lease_seconds(self.table.of(address).unwrap_or(subnet), facts);
+        match self.table.lease(subnet, now, &request.client, address, (seconds, known)) {
+            Ok(lease) => Outcome::Answer(self.answer(asking, Answer::Ack, Some(address), Some(lease))),
             Err(table::NotYours) => self.nak(request, own),
         }
     }
 
-    fn nak(&self, request: &Request, own: Ipv4Addr) -> Outcome {
-        match reply::nak(request, own) {
-            Some(packet) => Outcome::Answer {
-                what: Answer::Nak,
-                packet,
-                to: reply::destination(request, MessageType::Nak, Ipv4Addr::UNSPECIFIED),
-                save: None,
-                sighting: None,
-            },
-            None => silent(Silence::Malformed),
-        }
+    /// Short while nobody knows what the machine is: a rack that is only looked at does not hold its addresses for long.
+    fn lease_seconds(&self, id: SubnetId, facts: Option<&Facts>) -> u32 {
+        let Some(subnet) = self.table.subnet(id) else { return self.unknown_lease_seconds };
+        let ruled = Settings::of(&self.rules, subnet.network, facts).lease_seconds;
+        let unknown = facts.is_none_or(|f| f.state == "seen");
+        let usual = subnet.lease_seconds;
+        ruled.unwrap_or(if unknown { usual.min(self.unknown_lease_seconds) } else { usual })
     }
 
-    fn answer(
-        &self,
-        id: SubnetId,
-        request: &Request,
-        own: Ipv4Addr,
-        what: Answer,
-        address: Ipv4Addr,
-        save: Option<Lease>,
-    ) -> Outcome {
-        let Some(subnet) = self.table.subnet(id) else { return silent(Silence::UnknownNetwork) };
-        let inform = request.kind == Kind::Inform;
-        let kind = if what == Answer::Offer { MessageType::Offer } else { MessageType::Ack };
-        let reply = Reply {
-            kind,
-            address: if inform { Ipv4Addr::UNSPECIFIED } else { address },
-            lease_seconds: (!inform).then_some(subnet.lease_seconds),
-            server: own,
-            subnet,
-            boot: self.boot_file(request),
-        };
-        let Some(packet) = reply.encode(request) else { return silent(Silence::Malformed) };
-        let sighting = (!inform).then_some(Sighting {
-            mac: request.client.mac,
-            uuid: request.client.uuid,
-            arch: request.arch,
-            address: Some(IpAddr::V4(address)),
-            stage: request.stage,
-            relay: request.relay_port(),
+    fn nak(&self, request: &Request, own: Ipv4Addr) -> Outcome {
+        Outcome::Answer(Ready {
+            what: Answer::Nak,
+            packet: reply::nak(request, request.server_override().unwrap_or(own)),
+            to: reply::destination(request, reply::Kind::Nak, Ipv4Addr::UNSPECIFIED),
+            save: None,
+            sighting: None,
+        })
+    }
+
+    /// `address`: none for INFORM, whose client has one.
+    fn answer(&self, asking: &Asking, what: Answer, address: Option<Ipv4Addr>, save: Option<Lease>) -> Ready {
+        let Asking { request, own, subnet, facts, .. } = *asking;
+        // On a shared wire the address may be of another subnet than the one that was asked in.
+        let id = address.or(Some(request.ciaddr)).and_then(|a| self.table.of(a)).unwrap_or(subnet);
+        let seconds = self.lease_seconds(id, facts);
+        let kind = if what == Answer::Offer { reply::Kind::Offer } else { reply::Kind::Ack };
+        let packet = self.table.subnet(id).map_or_else(Vec::new, |subnet| {
+            let reply = Reply {
+                kind,
+                address,
+                lease_seconds: address.map(|_| seconds),
+                server: request.server_override().unwrap_or(own),
+                own,
+                subnet,
+                settings: &Settings::of(&self.rules, subnet.network, facts),
+                boot: self.boot_file(request),
+            };
+            reply.encode(request)
         });
-        Outcome::Answer { what, packet, to: reply::destination(request, kind, address), save, sighting }
+        let to = reply::destination(request, kind, address.unwrap_or(Ipv4Addr::UNSPECIFIED));
+        let sighting = address.map(|address| sighting(request, Some(address)));
+        Ready { what, packet, to, save, sighting }
     }
 
     /// By who is asking: firmware gets iPXE, iPXE gets its script, a running system gets nothing.
@@ -198,5 +302,38 @@ impl Dhcp {
             url += &format!("&arch={}", super::script::arch_name(arch));
         }
         url
+    }
+}
+
+/// A request that is for us, with what is known of who sent it.
+#[derive(Clone, Copy)]
+struct Asking<'a> {
+    request: &'a Request,
+    own: Ipv4Addr,
+    subnet: SubnetId,
+    facts: Option<&'a Facts>,
+    /// The rules know the machine, or it has leased here before.
+    known: bool,
+}
+
+fn sighting(request: &Request, address: Option<Ipv4Addr>) -> Sighting {
+    Sighting {
+        mac: request.client.mac,
+        uuid: request.client.uuid,
+        arch: request.arch,
+        address: address.map(IpAddr::V4),
+        stage: request.stage,
+        relay: request.relay_port(),
+    }
+}
+
+impl Asked {
+    fn of(request: &Request) -> Self {
+        Self {
+            mac: request.client.mac,
+            relay: Some(request.giaddr).filter(|a| !a.is_unspecified()),
+            circuit: request.client.port.as_ref().map(|p| p.circuit.clone()),
+            server: request.server,
+        }
     }
 }

@@ -9,6 +9,8 @@
 
 use std::net::Ipv4Addr;
 
+use super::request::Port;
+
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RelayInfo {
     /// As it came; echoed.
@@ -36,6 +38,12 @@ impl RelayInfo {
             rest = next;
         }
         info
+    }
+
+    /// The port of the switch, as people write it.
+    pub fn port(&self) -> Option<Port> {
+        let circuit = id_text(self.circuit.as_deref()?);
+        Some(Port { circuit, remote: self.remote.as_deref().map(id_text) })
     }
 }
 

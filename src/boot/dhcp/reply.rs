@@ -2,11 +2,9 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use dhcproto::v4::{DhcpOption, Flags, HType, Message, MessageType, Opcode, OptionCode, UnknownOption};
-use dhcproto::{Encodable, Encoder};
-
+use super::options::{Layout, Options};
 use super::request::Request;
-use crate::boot::config::Subnet;
+use crate::boot::config::{Settings, Subnet};
 use crate::machine::MacAddr;
 
 /// Where a reply goes.
@@ -18,6 +16,14 @@ pub enum Destination {
     Frame { mac: MacAddr, address: Ipv4Addr },
     /// A frame to everyone on the interface.
     Broadcast,
+}
+
+/// Message types that a server sends (RFC 2132 section 9.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Offer = 2,
+    Ack = 5,
+    Nak = 6,
 }
 
 /// What the firmware is to start.
@@ -40,19 +46,20 @@ pub enum BootFile {
 }
 
 pub struct Reply<'a> {
-    pub kind: MessageType,
-    pub address: Ipv4Addr,
+    pub kind: Kind,
+    /// `None`: none is given (INFORM, ProxyDHCP).
+    pub address: Option<Ipv4Addr>,
     /// `None`: no lease goes with it (INFORM).
     pub lease_seconds: Option<u32>,
+    /// Whom the client is to talk to: us, or the relay in our place.
     pub server: Ipv4Addr,
+    /// Where the boot files are.
+    pub own: Ipv4Addr,
     pub subnet: &'a Subnet,
+    pub settings: &'a Settings,
     pub boot: BootFile,
 }
 
-/// BOOTP's size (RFC 951 section 3 with a 64-byte vendor area); some relays and ROMs drop what is shorter.
-const MIN_SIZE: usize = 300;
-/// Where options begin, behind the cookie.
-const OPTIONS: usize = 240;
 /// Size of the `file` field, less the final NUL.
 const MAX_FILE: usize = 127;
 /// PXE 2.1 section 2.2, tag 43: discovery control (6) = 8, "do not ask boot servers, start the file named in the
@@ -62,49 +69,54 @@ const PXE_NO_DISCOVERY: &[u8] = &[6, 1, 8, 255];
 const IPXE_NO_PROXY: &[u8] = &[176, 1, 1];
 
 impl Reply<'_> {
-    /// OFFER or ACK, with what the client asked to know.
-    pub fn encode(self, request: &Request) -> Option<Vec<u8>> {
-        let mut message = header(request, self.server);
-        message.set_yiaddr(self.address);
-        if self.kind == MessageType::Ack {
-            message.set_ciaddr(request.ciaddr);
-        }
-        let subnet = self.subnet;
-        let options = message.opts_mut();
-        options.insert(DhcpOption::SubnetMask(subnet.network.mask()));
+    /// OFFER or ACK, with what the client asked to know; the least important options last, since they are the first to
+    /// go where a client takes only short messages.
+    pub fn encode(self, request: &Request) -> Vec<u8> {
+        let (subnet, settings) = (self.subnet, self.settings);
+        let mut options = Options::new(self.kind as u8, request);
+        options.address(54, self.server);
         if let Some(seconds) = self.lease_seconds {
-            options.insert(DhcpOption::AddressLeaseTime(seconds));
+            options.put(51, &seconds.to_be_bytes());
         }
-        if let Some(router) = subnet.router.filter(|_| request.wants(3)) {
-            options.insert(DhcpOption::Router(vec![router]));
+        options.address(1, subnet.network.mask());
+        if let Some(router) = settings.router.or(subnet.router).filter(|_| request.wants(3)) {
+            options.address(3, router);
         }
-        if !subnet.dns.is_empty() && request.wants(6) {
-            options.insert(DhcpOption::DomainNameServer(subnet.dns.clone()));
+        let boot = self.boot.write(&mut options, self.own);
+        let lists = [(6, settings.dns.as_ref().unwrap_or(&subnet.dns)), (42, &settings.ntp)];
+        for (code, servers) in lists.into_iter().filter(|(code, _)| request.wants(*code)) {
+            options.addresses(code, servers);
         }
-        if let Some(domain) = subnet.domain.as_ref().filter(|_| request.wants(15)) {
-            options.insert(DhcpOption::DomainName(domain.as_str().to_owned()));
+        if let Some(domain) = settings.domain.as_ref().or(subnet.domain.as_ref()).filter(|_| request.wants(15)) {
+            options.put(15, domain.as_str().as_bytes());
         }
         if request.wants(28) {
-            options.insert(DhcpOption::BroadcastAddr(subnet.network.broadcast()));
+            options.address(28, subnet.network.broadcast());
         }
-        add_boot_file(&mut message, self.boot, self.server);
-        finish(self.kind, &message, request)
+        if let Some(mtu) = settings.mtu.filter(|_| request.wants(26)) {
+            options.put(26, &mtu.to_be_bytes());
+        }
+        // Set for this machine by a rule: sent whether it asks for it or not.
+        settings.raw.iter().for_each(|(code, data)| options.put(*code, data));
+        let ciaddr = (self.kind == Kind::Ack).then_some(request.ciaddr);
+        let layout = Layout { ciaddr, yiaddr: self.address, siaddr: boot.siaddr, file: boot.file, broadcast: false };
+        layout.encode(request, options)
     }
 }
 
 /// NAK: nothing but the type and the server (RFC 2131 table 3).
-pub fn nak(request: &Request, server: Ipv4Addr) -> Option<Vec<u8>> {
-    let mut message = header(request, server);
+pub fn nak(request: &Request, server: Ipv4Addr) -> Vec<u8> {
+    let mut options = Options::new(Kind::Nak as u8, request);
+    options.address(54, server);
     // RFC 2131 section 4.3.2: the relay must broadcast it, since the client's address is the wrong one.
-    message.set_flags(Flags::default().set_broadcast());
-    finish(MessageType::Nak, &message, request)
+    Layout { broadcast: true, ..Layout::default() }.encode(request, options)
 }
 
-pub fn destination(request: &Request, kind: MessageType, address: Ipv4Addr) -> Destination {
+pub fn destination(request: &Request, kind: Kind, address: Ipv4Addr) -> Destination {
     if !request.giaddr.is_unspecified() {
         return Destination::Routed(SocketAddrV4::new(request.giaddr, 67));
     }
-    if kind == MessageType::Nak {
+    if kind == Kind::Nak {
         return Destination::Broadcast;
     }
     if !request.ciaddr.is_unspecified() {
@@ -116,70 +128,38 @@ pub fn destination(request: &Request, kind: MessageType, address: Ipv4Addr) -> D
     }
 }
 
-fn header(request: &Request, server: Ipv4Addr) -> Message {
-    let mut message = Message::default();
-    let flags = Flags::default();
-    message
-        .set_opcode(Opcode::BootReply)
-        .set_htype(HType::Eth)
-        .set_xid(request.xid)
-        .set_flags(if request.broadcast { flags.set_broadcast() } else { flags })
-        .set_giaddr(request.giaddr)
-        .set_chaddr(&request.client.mac.0);
-    message.opts_mut().insert(DhcpOption::ServerIdentifier(server));
-    // RFC 6842: a client id is echoed. Firmware that reuses transaction ids tells answers apart by it.
-    if !request.client.id.is_empty() {
-        message.opts_mut().insert(DhcpOption::ClientIdentifier(request.client.id.clone()));
-    }
-    message
+/// Header fields that say the same as an option does, for firmware that only reads one of the two.
+#[derive(Default)]
+pub struct Header {
+    pub siaddr: Option<Ipv4Addr>,
+    pub file: Vec<u8>,
 }
 
-fn add_boot_file(message: &mut Message, boot: BootFile, server: Ipv4Addr) {
-    let raw = |code: u8, data: &[u8]| DhcpOption::Unknown(UnknownOption::new(OptionCode::from(code), data.to_vec()));
-    match boot {
-        BootFile::None => {}
-        BootFile::Tftp { name, pxe_options } => {
-            message.set_siaddr(server).set_fname(cut(&name));
-            let options = message.opts_mut();
-            options.insert(DhcpOption::TFTPServerName(server.to_string().into_bytes()));
-            options.insert(DhcpOption::BootfileName(name.into_bytes()));
-            if pxe_options {
-                options.insert(DhcpOption::ClassIdentifier(b"PXEClient".to_vec()));
-                options.insert(DhcpOption::VendorExtensions(PXE_NO_DISCOVERY.to_vec()));
+impl BootFile {
+    pub fn write(self, options: &mut Options, server: Ipv4Addr) -> Header {
+        match self {
+            BootFile::None => Header::default(),
+            BootFile::Tftp { name, pxe_options } => {
+                options.put(66, server.to_string().as_bytes());
+                options.put(67, name.as_bytes());
+                if pxe_options {
+                    options.put(60, b"PXEClient");
+                    options.put(43, PXE_NO_DISCOVERY);
+                }
+                let file = name.as_bytes().get(..MAX_FILE).unwrap_or(name.as_bytes()).to_vec();
+                Header { siaddr: Some(server), file }
+            }
+            BootFile::Http { url } => {
+                // UEFI 2.10 section 24.7.3.1: the class is echoed, else the firmware ignores the offer.
+                options.put(60, b"HTTPClient");
+                options.put(67, url.as_bytes());
+                Header::default()
+            }
+            BootFile::Script { url } => {
+                options.put(67, url.as_bytes());
+                options.put(175, IPXE_NO_PROXY);
+                Header { siaddr: Some(server), file: Vec::new() }
             }
         }
-        BootFile::Http { url } => {
-            // UEFI 2.10 section 24.7.3.1: the class is echoed, else the firmware ignores the offer.
-            message.opts_mut().insert(DhcpOption::ClassIdentifier(b"HTTPClient".to_vec()));
-            message.opts_mut().insert(DhcpOption::BootfileName(url.into_bytes()));
-        }
-        BootFile::Script { url } => {
-            message.set_siaddr(server);
-            message.opts_mut().insert(DhcpOption::BootfileName(url.into_bytes()));
-            message.opts_mut().insert(raw(175, IPXE_NO_PROXY));
-        }
     }
-}
-
-fn cut(name: &str) -> &[u8] {
-    name.as_bytes().get(..MAX_FILE).unwrap_or(name.as_bytes())
-}
-
-/// The message with its type first, where simple clients look for it, and option 82 as it came and last, as RFC 3046
-/// section 2.2 wants it.
-fn finish(kind: MessageType, message: &Message, request: &Request) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(MIN_SIZE + 256);
-    message.encode(&mut Encoder::new(&mut bytes)).ok()?;
-    bytes.splice(OPTIONS..OPTIONS, [53, 1, kind.into()]);
-    if let Some(relay) = &request.relay {
-        let end = bytes.pop();
-        debug_assert_eq!(end, Some(255));
-        for part in relay.raw.chunks(255) {
-            bytes.extend([82, part.len() as u8]);
-            bytes.extend(part);
-        }
-        bytes.push(255);
-    }
-    bytes.resize(bytes.len().max(MIN_SIZE), 0);
-    Some(bytes)
 }

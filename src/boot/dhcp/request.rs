@@ -3,7 +3,7 @@
 //!
 //! | option | meaning | source |
 //! |---|---|---|
-//! | 50, 53, 54, 55, 57, 61 | requested address, type, server, parameter list, size, client id | RFC 2132 section 9 |
+//! | 50, 52, 53, 54, 55, 57, 61 | requested address, overload, type, server, parameter list, size, client id | RFC 2132 section 9 |
 //! | 60 | `PXEClient:…`, `HTTPClient:…` | RFC 4578, UEFI 2.10 section 24.7 |
 //! | 77 | user class; iPXE sends `iPXE` bare, RFC 3004 wants length-prefixed strings: both are read | RFC 3004 |
 //! | 82 | relay agent information, echoed byte for byte | RFC 3046 |
@@ -14,6 +14,7 @@ use std::net::Ipv4Addr;
 
 use dhcproto::v4::borrowed;
 
+use super::options::{FILE, SNAME};
 use super::relay::{RelayInfo, id_text};
 use crate::boot::count::Silence;
 use crate::boot::{RelayPort, Stage};
@@ -40,6 +41,15 @@ pub struct Client {
     pub uuid: Option<uuid::Uuid>,
     /// Option 61; empty: none.
     pub id: Vec<u8>,
+    /// The port of the switch that it is behind, where a relay says so.
+    pub port: Option<Port>,
+}
+
+/// Option 82, as people write it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    pub circuit: String,
+    pub remote: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +70,8 @@ pub struct Request {
     /// `PXEClient` or `HTTPClient`: wants a boot file.
     pub netboot: bool,
     pub arch: Option<ClientArch>,
-    /// Option 82 as it came.
+    /// Option 57: the longest message that the client takes, with IP and UDP headers.
+    pub max_size: Option<u16>,
     pub relay: Option<RelayInfo>,
 }
 
@@ -84,7 +95,8 @@ impl Request {
         if mac[0] & 1 == 1 || mac == [0; 6] {
             return Err(Silence::NotEthernet);
         }
-        let options = Options::read(&message);
+        let options = Options::read(packet, &message);
+        let port = options.relay.as_ref().and_then(RelayInfo::port);
         Ok(Self {
             kind: options.kind.ok_or(Silence::NoMessageType)?,
             xid: message.xid(),
@@ -94,21 +106,28 @@ impl Request {
             stage: options.stage(),
             http: options.http_client,
             netboot: options.pxe_client || options.http_client,
-            client: Client { mac: MacAddr(mac), uuid: options.uuid, id: options.client_id },
+            client: Client { mac: MacAddr(mac), uuid: options.uuid, id: options.client_id, port },
             requested: options.requested,
             server: options.server,
             wanted: options.wanted,
             arch: options.arch,
+            max_size: options.max_size,
             relay: options.relay,
         })
     }
 
-    /// The relay and, where it says so, the port of the switch that the client is behind.
+    /// The way it came, where a relay brought it.
     pub fn relay_port(&self) -> Option<RelayPort> {
-        (!self.giaddr.is_unspecified() || self.relay.is_some()).then(|| {
-            let text = |id: fn(&RelayInfo) -> Option<&Vec<u8>>| self.relay.as_ref().and_then(id).map(|id| id_text(id));
-            RelayPort { relay: self.giaddr, circuit: text(|r| r.circuit.as_ref()), remote: text(|r| r.remote.as_ref()) }
+        (!self.giaddr.is_unspecified() || self.relay.is_some()).then(|| RelayPort {
+            relay: self.giaddr,
+            circuit: self.client.port.as_ref().map(|p| p.circuit.clone()),
+            remote: self.relay.as_ref().and_then(|r| r.remote.as_deref()).map(id_text),
         })
+    }
+
+    /// The relay that wants to be talked to in our place (RFC 5107).
+    pub fn server_override(&self) -> Option<Ipv4Addr> {
+        self.relay.as_ref().and_then(|r| r.server)
     }
 
     pub fn wants(&self, code: u8) -> bool {
@@ -125,6 +144,9 @@ struct Options {
     client_id: Vec<u8>,
     uuid: Option<uuid::Uuid>,
     arch: Option<ClientArch>,
+    names_arch: bool,
+    overload: u8,
+    max_size: Option<u16>,
     relay: Option<RelayInfo>,
     pxe_client: bool,
     http_client: bool,
@@ -132,34 +154,47 @@ struct Options {
 }
 
 impl Options {
-    fn read(message: &borrowed::Message<'_>) -> Self {
+    fn read(packet: &[u8], message: &borrowed::Message<'_>) -> Self {
         let mut options = Self::default();
-        for option in message.opts() {
-            let data = option.data();
-            match u8::from(option.code()) {
-                50 => options.requested = address(data),
-                53 => options.kind = kind(data),
-                54 => options.server = address(data),
-                55 => options.wanted = Some(data.to_vec()),
-                60 => {
-                    options.pxe_client = data.starts_with(b"PXEClient");
-                    options.http_client = data.starts_with(b"HTTPClient");
-                }
-                // RFC 2132 section 9.14: at least two bytes.
-                61 if data.len() >= 2 => options.client_id = data.to_vec(),
-                77 => options.ipxe |= is_ipxe_class(data),
-                82 => options.relay = Some(RelayInfo::parse(data)),
-                93 => options.arch = architecture(data),
-                97 => options.uuid = machine_uuid(data),
-                175 => options.ipxe = true,
-                _ => {}
-            }
+        message.opts().for_each(|option| options.take(option.code().into(), option.data()));
+        // RFC 2132 section 9.3: with option 52 the fields of BOOTP hold options too, `file` first.
+        let overload = options.overload;
+        for (_, range) in [(1, FILE), (2, SNAME)].into_iter().filter(|(bit, _)| overload & bit != 0) {
+            // Not dhcproto's accessors, which end at the first NUL.
+            let field = packet.get(range).unwrap_or_default();
+            borrowed::DhcpOptionIterator::new(field).for_each(|o| options.take(o.code().into(), o.data()));
         }
         // Old BIOS ROMs leave option 93 out; RFC 4578 section 2.1 has 0 for them.
-        if options.pxe_client && options.arch.is_none() {
-            options.arch = message.opts().all(|o| u8::from(o.code()) != 93).then_some(ClientArch::Bios);
+        if options.pxe_client && !options.names_arch {
+            options.arch = Some(ClientArch::Bios);
         }
         options
+    }
+
+    fn take(&mut self, code: u8, data: &[u8]) {
+        match code {
+            50 => self.requested = address(data),
+            52 => self.overload = data.first().copied().filter(|_| data.len() == 1).unwrap_or(0),
+            53 => self.kind = kind(data),
+            54 => self.server = address(data),
+            55 => self.wanted = Some(data.to_vec()),
+            57 => self.max_size = data.try_into().ok().map(u16::from_be_bytes),
+            60 => {
+                self.pxe_client = data.starts_with(b"PXEClient");
+                self.http_client = data.starts_with(b"HTTPClient");
+            }
+            // RFC 2132 section 9.14: at least two bytes.
+            61 if data.len() >= 2 => self.client_id = data.to_vec(),
+            77 => self.ipxe |= is_ipxe_class(data),
+            82 => self.relay = Some(RelayInfo::parse(data)),
+            93 => {
+                self.names_arch = true;
+                self.arch = architecture(data);
+            }
+            97 => self.uuid = machine_uuid(data),
+            175 => self.ipxe = true,
+            _ => {}
+        }
     }
 
     fn stage(&self) -> Stage {

@@ -7,67 +7,34 @@
 //!   ids: the MAC finds it. UUID and client id find it only when the MAC is new (a replaced card) and the old binding is
 //!   no longer live: one UUID in two machines is a factory's mistake that happens, and one client id is what a cloned
 //!   disk sends.
-//! * Finding, offering and leasing cost the same with ten bindings as with a million: maps, one ordered set of expiries
-//!   for each subnet, and a cursor over the addresses that were never used.
+//! * Subnets with one `shared` name are one wire: a client keeps the address that it has in any of them, and gets a new one
+//!   from the first that has one.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 
+use super::plan::{Binding, Plan, State, Usage};
 use super::request::Client;
-use crate::boot::config::{Range, Subnet};
+use crate::boot::config::Subnet;
 use crate::machine::MacAddr;
-use crate::store::lease::{Lease, LeaseState};
+use crate::store::lease::Lease;
 
 /// How long an offered address waits for the REQUEST: PXE ROMs ask within seconds, and a lost REQUEST is repeated for
 /// up to a minute (RFC 2131 section 4.1).
 const OFFER_MS: i64 = 60_000;
-/// How long an address that a client found in use stays out of service.
+/// The same for a stranger while the pools are nearly full.
+const SCARCE_OFFER_MS: i64 = 10_000;
+/// Percent of the pools above which they count as nearly full.
+pub const SCARCE: u32 = 80;
+/// How long an address that somebody else was found on stays out of service.
 const DECLINED_MS: i64 = 3_600_000;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Offered,
-    Leased,
-    Released,
-    Declined,
-}
-
-#[derive(Debug, Clone)]
-struct Binding {
-    client: Client,
-    state: State,
-    expires: i64,
-}
-
-impl Binding {
-    fn live(&self, now: i64) -> bool {
-        self.expires > now
-    }
-}
-
 pub struct Table {
-    subnets: Vec<Plan>,
-}
-
-/// One subnet with its bindings.
-struct Plan {
-    subnet: Subnet,
-    bindings: HashMap<Ipv4Addr, Binding>,
-    /// Bindings of pool addresses by the time they end: the first one is the next to be used again.
-    ends: BTreeSet<(i64, Ipv4Addr)>,
-    by_mac: HashMap<MacAddr, Ipv4Addr>,
-    by_uuid: HashMap<uuid::Uuid, Ipv4Addr>,
-    by_id: HashMap<Vec<u8>, Ipv4Addr>,
-    reserved: HashMap<Ipv4Addr, (Option<MacAddr>, Option<uuid::Uuid>)>,
-    reserved_mac: HashMap<MacAddr, Ipv4Addr>,
-    reserved_uuid: HashMap<uuid::Uuid, Ipv4Addr>,
-    fresh: Fresh,
-}
-
-/// Walks the pools once; addresses behind it have a binding or are not for everyone.
-struct Fresh {
-    pools: Vec<Range>,
-    next: Option<u32>,
+    plans: Vec<Plan>,
+    /// Subnets by their first address.
+    by_base: BTreeMap<u32, usize>,
+    /// Addresses that are offered once nobody was found on them.
+    probing: HashSet<Ipv4Addr>,
 }
 
 /// Why a REQUEST is answered with NAK.
@@ -78,243 +45,208 @@ pub struct NotYours;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubnetId(usize);
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    Address {
+        address: Ipv4Addr,
+        /// Nobody has had it yet.
+        never_used: bool,
+    },
+    /// Whether the client's address is in use is being found out.
+    Probing,
+    PoolEmpty,
+}
+
 impl Table {
     /// `leases` in the order of their expiry: where a MAC has two, the later one counts. Leases outside the configured
     /// subnets stay in the store and are not used.
     pub fn new(subnets: &[Subnet], leases: impl IntoIterator<Item = Lease>) -> Self {
-        let mut table = Self { subnets: subnets.iter().cloned().map(Plan::new).collect() };
-        for lease in leases {
-            if let Some(plan) = table.of(lease.address).and_then(|id| table.subnets.get_mut(id.0)) {
-                let state = match lease.state {
-                    LeaseState::Leased => State::Leased,
-                    LeaseState::Released => State::Released,
-                    LeaseState::Declined => State::Declined,
-                };
-                let client = Client { mac: lease.mac, uuid: lease.uuid, id: lease.client };
-                plan.bind(lease.address, Binding { client, state, expires: lease.expires });
-            }
-        }
+        let plans: Vec<Plan> = subnets.iter().cloned().map(Plan::new).collect();
+        let by_base = plans.iter().enumerate().map(|(i, p)| (u32::from(p.subnet.network.first_host()), i)).collect();
+        let mut table = Self { plans, by_base, probing: HashSet::new() };
+        leases.into_iter().for_each(|lease| table.take_over(lease.address, lease.into()));
         table
+    }
+
+    /// Other subnets from now on; who holds what stays as it is, as far as the addresses are still ours.
+    pub fn reconfigure(&mut self, subnets: &[Subnet]) {
+        let old = std::mem::replace(self, Self::new(subnets, []));
+        let mut bindings: Vec<_> = old.plans.into_iter().flat_map(|p| p.bindings).collect();
+        bindings.sort_by_key(|(_, b)| b.expires);
+        bindings.into_iter().for_each(|(address, binding)| self.take_over(address, binding));
+        self.probing = old.probing;
+    }
+
+    fn take_over(&mut self, address: Ipv4Addr, binding: Binding) {
+        if let Some(plan) = self.of(address).and_then(|id| self.plans.get_mut(id.0)) {
+            plan.bind(address, binding);
+        }
     }
 
     /// The subnet that contains `address`.
     pub fn of(&self, address: Ipv4Addr) -> Option<SubnetId> {
-        self.subnets.iter().position(|p| p.subnet.network.contains(address)).map(SubnetId)
+        // The network's own address stands just before its first host, and may be what a relay selects by.
+        let at = u32::from(address).saturating_add(1);
+        let (_, &index) = self.by_base.range(..=at).next_back()?;
+        self.plans.get(index).filter(|p| p.subnet.network.contains(address)).map(|_| SubnetId(index))
     }
 
     pub fn subnet(&self, id: SubnetId) -> Option<&Subnet> {
-        self.subnets.get(id.0).map(|p| &p.subnet)
+        self.plans.get(id.0).map(|p| &p.subnet)
     }
 
-    /// Sets an address aside for the client, the one it asked for where that is free.
-    pub fn offer(&mut self, id: SubnetId, now: i64, client: &Client, asked: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
-        let plan = self.subnets.get_mut(id.0)?;
-        let address = plan.choose(now, client, asked)?;
+    pub fn usage(&mut self, id: SubnetId, now: i64) -> Usage {
+        self.plans.get_mut(id.0).map_or(Usage::default(), |p| p.usage(now))
+    }
+
+    /// Each subnet and how full it is.
+    pub fn usages(&mut self, now: i64) -> Vec<(&Subnet, Usage)> {
+        let usage = |p: &'_ mut Plan| p.usage(now);
+        let usages: Vec<Usage> = self.plans.iter_mut().map(usage).collect();
+        self.plans.iter().map(|p| &p.subnet).zip(usages).collect()
+    }
+
+    /// The subnets of one wire, the named one first.
+    fn wire(&self, id: SubnetId) -> impl Iterator<Item = usize> + use<> {
+        let name = self.subnet(id).and_then(|s| s.shared.clone());
+        let of_wire = |i: &usize| name.is_some() && self.plans.get(*i).is_some_and(|p| p.subnet.shared == name);
+        let others: Vec<usize> = match name {
+            Some(_) => (0..self.plans.len()).filter(|i| *i != id.0).filter(of_wire).collect(),
+            None => Vec::new(),
+        };
+        std::iter::once(id.0).chain(others)
+    }
+
+    /// Sets an address aside for the client, the one it asked for where that is free. `known`: the rules know the machine.
+    pub fn offer(&mut self, id: SubnetId, now: i64, client: &Client, asked: Option<Ipv4Addr>, known: bool) -> Offer {
+        let Some((index, address)) = self.choose(id, now, client, asked, known) else { return Offer::PoolEmpty };
+        let Some(plan) = self.plans.get_mut(index) else { return Offer::PoolEmpty };
+        if self.probing.contains(&address) {
+            return Offer::Probing;
+        }
+        let never_used = !plan.bindings.contains_key(&address);
+        let scarce = !known && plan.usage(now).filled() >= SCARCE;
         let held = plan.bindings.get(&address).filter(|b| b.client.mac == client.mac && b.live(now));
         let (state, expires) = match held {
             Some(b) if b.state == State::Leased => (State::Leased, b.expires),
+            _ if scarce => (State::Offered, now + SCARCE_OFFER_MS),
             _ => (State::Offered, now + OFFER_MS),
         };
         plan.bind(address, Binding { client: client.clone(), state, expires });
-        Some(address)
+        Offer::Address { address, never_used }
     }
 
-    /// Leases exactly this address to the client, or says that it cannot have it.
-    pub fn lease(&mut self, id: SubnetId, now: i64, client: &Client, address: Ipv4Addr) -> Result<Lease, NotYours> {
-        let plan = self.subnets.get_mut(id.0).ok_or(NotYours)?;
-        if !plan.may_have(now, client, address) {
+    fn choose(
+        &mut self,
+        id: SubnetId,
+        now: i64,
+        client: &Client,
+        asked: Option<Ipv4Addr>,
+        known: bool,
+    ) -> Option<(usize, Ipv4Addr)> {
+        let wire = || self.wire(id).filter_map(|i| Some((i, self.plans.get(i)?)));
+        if let Some(own) = wire().find_map(|(i, plan)| Some((i, plan.known(now, client)?))) {
+            return Some(own);
+        }
+        let asked = asked.and_then(|a| wire().find(|(_, p)| p.usable(now, client, a)).map(|(i, _)| (i, a)));
+        if let Some((i, address)) = asked
+            && self.plans.get_mut(i)?.open_to(now, known)
+        {
+            return Some((i, address));
+        }
+        self.wire(id).find_map(|i| {
+            let plan = self.plans.get_mut(i)?;
+            let address = if plan.open_to(now, known) { plan.any()? } else { return None };
+            Some((i, address))
+        })
+    }
+
+    /// Leases exactly this address to the client for so many seconds, or says that it cannot have it.
+    pub fn lease(
+        &mut self,
+        id: SubnetId,
+        now: i64,
+        client: &Client,
+        address: Ipv4Addr,
+        (seconds, known): (u32, bool),
+    ) -> Result<Lease, NotYours> {
+        let index = self
+            .wire(id)
+            .find(|i| self.plans.get(*i).is_some_and(|p| p.subnet.network.contains(address)))
+            .ok_or(NotYours)?;
+        let plan = self.plans.get_mut(index).ok_or(NotYours)?;
+        let stranger = plan.address_of(client.mac).is_none();
+        let denied = !plan.may_have(now, client, address)
+            || self.probing.contains(&address)
+            || (stranger && !plan.open_to(now, known));
+        if denied {
             return Err(NotYours);
         }
-        let expires = now + i64::from(plan.subnet.lease_seconds) * 1000;
+        let expires = now + i64::from(seconds) * 1000;
         plan.bind(address, Binding { client: client.clone(), state: State::Leased, expires });
-        plan.stored(address, LeaseState::Leased).ok_or(NotYours)
+        plan.bindings.get(&address).and_then(|b| b.stored(address)).ok_or(NotYours)
     }
 
     /// The client gives its address back.
-    pub fn release(&mut self, id: SubnetId, now: i64, client: &Client, address: Ipv4Addr) -> Option<Lease> {
-        let plan = self.subnets.get_mut(id.0)?;
-        let mut binding = plan.held_by(client.mac, address)?.clone();
-        (binding.state, binding.expires) = (State::Released, now);
-        plan.bind(address, binding);
-        plan.stored(address, LeaseState::Released)
+    pub fn release(&mut self, now: i64, client: &Client, address: Ipv4Addr) -> Option<Lease> {
+        self.end(client, address, State::Released, now)
     }
 
     /// The client found somebody else on the address it was given.
-    pub fn decline(&mut self, id: SubnetId, now: i64, client: &Client, address: Ipv4Addr) -> Option<Lease> {
-        let plan = self.subnets.get_mut(id.0)?;
-        let mut binding = plan.held_by(client.mac, address)?.clone();
-        (binding.state, binding.expires) = (State::Declined, now + DECLINED_MS);
+    pub fn decline(&mut self, now: i64, client: &Client, address: Ipv4Addr) -> Option<Lease> {
+        self.end(client, address, State::Declined, now + DECLINED_MS)
+    }
+
+    fn end(&mut self, client: &Client, address: Ipv4Addr, state: State, expires: i64) -> Option<Lease> {
+        let plan = self.of(address).and_then(|id| self.plans.get_mut(id.0))?;
+        let binding = Binding { state, expires, ..plan.held_by(client.mac, address)?.clone() };
+        let lease = binding.stored(address);
         plan.bind(address, binding);
-        plan.stored(address, LeaseState::Declined)
+        lease
     }
 
     /// The client took another server's offer: ours is free again. A lease stays.
     pub fn withdraw(&mut self, id: SubnetId, now: i64, client: &Client) {
-        let Some(plan) = self.subnets.get_mut(id.0) else { return };
-        let Some(&address) = plan.by_mac.get(&client.mac) else { return };
+        let found = self.wire(id).find_map(|i| Some((i, self.plans.get(i)?.address_of(client.mac)?)));
+        let Some((plan, address)) = found.and_then(|(i, address)| Some((self.plans.get_mut(i)?, address))) else {
+            return;
+        };
         if let Some(binding) = plan.bindings.get(&address).filter(|b| b.state == State::Offered) {
             let binding = Binding { state: State::Released, expires: now, ..binding.clone() };
             plan.bind(address, binding);
         }
     }
-}
 
-impl Plan {
-    fn new(subnet: Subnet) -> Self {
-        let mut plan = Self {
-            bindings: HashMap::new(),
-            ends: BTreeSet::new(),
-            by_mac: HashMap::new(),
-            by_uuid: HashMap::new(),
-            by_id: HashMap::new(),
-            reserved: HashMap::new(),
-            reserved_mac: HashMap::new(),
-            reserved_uuid: HashMap::new(),
-            fresh: Fresh::new(&subnet.pools),
-            subnet,
-        };
-        for r in &plan.subnet.reservations {
-            plan.reserved.insert(r.address, (r.mac, r.uuid));
-            r.mac.map(|mac| plan.reserved_mac.insert(mac, r.address));
-            r.uuid.map(|uuid| plan.reserved_uuid.insert(uuid, r.address));
-        }
-        plan
+    /// From now on the address is offered to nobody until [`Table::probed`].
+    pub fn probe(&mut self, address: Ipv4Addr) {
+        self.probing.insert(address);
     }
 
-    fn choose(&mut self, now: i64, client: &Client, asked: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
-        let own = self.reservation(client).filter(|a| self.free_for(now, client.mac, *a));
-        let held = || self.by_mac.get(&client.mac).copied();
-        let known = || {
-            let by_uuid = client.uuid.and_then(|u| self.by_uuid.get(&u));
-            by_uuid.or_else(|| self.by_id.get(&client.id)).copied()
-        };
-        own.or_else(|| held().filter(|a| self.usable(now, client, *a)))
-            .or_else(|| known().filter(|a| self.usable(now, client, *a)))
-            .or_else(|| asked.filter(|a| self.usable(now, client, *a)))
-            .or_else(|| self.unused())
-            .or_else(|| self.ended(now))
+    /// Somebody was found on the address, or nobody. Where it is in use it stays out of service for a while.
+    pub fn probed(&mut self, now: i64, address: Ipv4Addr, found: Option<MacAddr>) -> Option<Lease> {
+        self.probing.remove(&address);
+        let mac = found?;
+        let plan = self.of(address).and_then(|id| self.plans.get_mut(id.0))?;
+        let client = Client { mac, uuid: None, id: Vec::new(), port: None };
+        let binding = Binding { client, state: State::Declined, expires: now + DECLINED_MS };
+        let lease = binding.stored(address);
+        plan.bind(address, binding);
+        lease
     }
 
-    /// A pool address without a reservation, or the client's own reservation, that nobody else holds.
-    fn usable(&self, now: i64, client: &Client, address: Ipv4Addr) -> bool {
-        (self.dynamic(address) || self.reservation(client) == Some(address)) && self.free_for(now, client.mac, address)
-    }
-
-    /// Whether a REQUEST for this address is granted.
-    fn may_have(&self, now: i64, client: &Client, address: Ipv4Addr) -> bool {
-        if !self.usable(now, client, address) {
-            return false;
-        }
-        // A machine whose own address is another one moves there: one machine, one address.
-        if let Some(own) = self.reservation(client).filter(|own| *own != address) {
-            return !self.free_for(now, client.mac, own);
-        }
-        match self.by_mac.get(&client.mac) {
-            Some(held) if *held != address => !self.bindings.get(held).is_some_and(|b| b.live(now)),
-            _ => true,
-        }
-    }
-
-    fn reservation(&self, client: &Client) -> Option<Ipv4Addr> {
-        let by_uuid = || {
-            // Known by its UUID in firmware, by its MAC from then on: an installed system does not send the UUID.
-            let held = self.by_mac.get(&client.mac).and_then(|a| self.bindings.get(a)).and_then(|b| b.client.uuid);
-            client.uuid.or(held).and_then(|u| self.reserved_uuid.get(&u).copied())
-        };
-        self.reserved_mac.get(&client.mac).copied().or_else(by_uuid)
-    }
-
-    fn dynamic(&self, address: Ipv4Addr) -> bool {
-        self.subnet.pools.iter().any(|p| p.contains(address)) && !self.reserved.contains_key(&address)
-    }
-
-    fn free_for(&self, now: i64, mac: MacAddr, address: Ipv4Addr) -> bool {
-        self.bindings.get(&address).is_none_or(|b| !b.live(now) || (b.client.mac == mac && b.state != State::Declined))
-    }
-
-    fn held_by(&self, mac: MacAddr, address: Ipv4Addr) -> Option<&Binding> {
-        self.bindings.get(&address).filter(|b| b.client.mac == mac && matches!(b.state, State::Offered | State::Leased))
-    }
-
-    /// The next address that never had a binding.
-    fn unused(&mut self) -> Option<Ipv4Addr> {
-        loop {
-            let address = self.fresh.next()?;
-            if !self.reserved.contains_key(&address) && !self.bindings.contains_key(&address) {
-                return Some(address);
-            }
-        }
-    }
-
-    /// The address whose binding ended first.
-    fn ended(&self, now: i64) -> Option<Ipv4Addr> {
-        self.ends.first().filter(|(expires, _)| *expires <= now).map(|(_, address)| *address)
-    }
-
-    fn bind(&mut self, address: Ipv4Addr, mut binding: Binding) {
-        if let Some(old) = self.bindings.remove(&address) {
-            self.ends.remove(&(old.expires, address));
-            if old.client.mac == binding.client.mac {
-                binding.client.uuid = binding.client.uuid.or(old.client.uuid);
-            }
-            self.forget(address, &old.client);
-        }
-        if self.dynamic(address) {
-            self.ends.insert((binding.expires, address));
-        }
-        if binding.state != State::Declined {
-            let client = &binding.client;
-            self.by_mac.insert(client.mac, address);
-            client.uuid.map(|uuid| self.by_uuid.insert(uuid, address));
-            if !client.id.is_empty() {
-                self.by_id.insert(client.id.clone(), address);
-            }
-        }
-        self.bindings.insert(address, binding);
-    }
-
-    fn forget(&mut self, address: Ipv4Addr, client: &Client) {
-        if self.by_mac.get(&client.mac) == Some(&address) {
-            self.by_mac.remove(&client.mac);
-        }
-        if let Some(uuid) = client.uuid.filter(|u| self.by_uuid.get(u) == Some(&address)) {
-            self.by_uuid.remove(&uuid);
-        }
-        if self.by_id.get(&client.id) == Some(&address) {
-            self.by_id.remove(&client.id);
-        }
-    }
-
-    fn stored(&self, address: Ipv4Addr, state: LeaseState) -> Option<Lease> {
-        self.bindings.get(&address).map(|b| Lease {
-            address,
-            mac: b.client.mac,
-            client: b.client.id.clone(),
-            uuid: b.client.uuid,
-            state,
-            expires: b.expires,
+    /// Whether this MAC has, or had, a lease on the wire: no stranger.
+    pub fn has_leased(&self, id: SubnetId, mac: MacAddr) -> bool {
+        self.wire(id).any(|i| {
+            let plan = self.plans.get(i);
+            let binding = plan.and_then(|p| p.address_of(mac).and_then(|a| p.bindings.get(&a)));
+            binding.is_some_and(|b| b.state != State::Offered)
         })
     }
-}
 
-impl Fresh {
-    fn new(pools: &[Range]) -> Self {
-        let mut pools = pools.to_vec();
-        pools.sort_by_key(|p| std::cmp::Reverse(p.first));
-        let next = pools.last().map(|p| u32::from(p.first));
-        Self { pools, next }
-    }
-
-    fn next(&mut self) -> Option<Ipv4Addr> {
-        let current = self.next?;
-        let address = Ipv4Addr::from(current);
-        if self.pools.last().is_some_and(|p| address < p.last) {
-            self.next = Some(current + 1);
-        } else {
-            self.pools.pop();
-            self.next = self.pools.last().map(|p| u32::from(p.first));
-        }
-        Some(address)
+    /// The address that the client would be offered, without setting it aside.
+    pub fn peek(&mut self, id: SubnetId, now: i64, client: &Client) -> Option<Ipv4Addr> {
+        let wire: Vec<usize> = self.wire(id).collect();
+        wire.into_iter().find_map(|i| self.plans.get(i)?.known(now, client))
     }
 }
 
@@ -322,11 +254,12 @@ impl Fresh {
 mod tests {
     use super::*;
     use crate::boot::config::tests::sample;
+    use crate::store::lease::LeaseState;
 
     const NOW: i64 = 1_800_000_000_000;
 
     fn client(last: u8) -> Client {
-        Client { mac: MacAddr([0x52, 0x54, 0, 0, 0, last]), uuid: None, id: vec![] }
+        Client { mac: MacAddr([0x52, 0x54, 0, 0, 0, last]), uuid: None, id: vec![], port: None }
     }
 
     /// Four dynamic addresses, 10.78.0.10 to .13.
@@ -336,6 +269,18 @@ mod tests {
         (table, id)
     }
 
+    const HOUR: (u32, bool) = (3600, true);
+
+    impl Table {
+        /// Offers to a machine that is known.
+        fn gives(&mut self, id: SubnetId, now: i64, client: &Client, asked: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
+            match self.offer(id, now, client, asked, true) {
+                Offer::Address { address, .. } => Some(address),
+                Offer::Probing | Offer::PoolEmpty => None,
+            }
+        }
+    }
+
     fn at(last: u8) -> Ipv4Addr {
         Ipv4Addr::new(10, 78, 0, last)
     }
@@ -343,36 +288,39 @@ mod tests {
     #[test]
     fn an_offer_reserves_and_the_pool_ends() {
         let (mut table, id) = small();
-        let offered: Vec<_> = (1..=4).map(|n| table.offer(id, NOW, &client(n), None).unwrap()).collect();
+        let offered: Vec<_> = (1..=4).map(|n| table.gives(id, NOW, &client(n), None).unwrap()).collect();
         assert_eq!(offered, [at(10), at(11), at(12), at(13)]);
-        assert_eq!(table.offer(id, NOW, &client(2), None), Some(at(11)), "asking again gets the same");
-        assert_eq!(table.offer(id, NOW, &client(5), None), None);
-        assert_eq!(table.offer(id, NOW + OFFER_MS, &client(5), None), Some(at(10)), "an offer not taken up ends");
-        assert_eq!(table.lease(id, NOW + OFFER_MS, &client(1), at(10)), Err(NotYours));
+        assert_eq!(table.gives(id, NOW, &client(2), None), Some(at(11)), "asking again gets the same");
+        assert_eq!(table.gives(id, NOW, &client(5), None), None);
+        assert_eq!(table.gives(id, NOW + OFFER_MS, &client(5), None), Some(at(10)), "an offer not taken up ends");
+        assert_eq!(table.lease(id, NOW + OFFER_MS, &client(1), at(10), HOUR), Err(NotYours));
     }
 
     #[test]
     fn a_lease_outlives_offers_and_is_the_machines_first_choice_after_it_ended() {
         let (mut table, id) = small();
-        table.offer(id, NOW, &client(1), None).unwrap();
-        let lease = table.lease(id, NOW, &client(1), at(10)).unwrap();
+        table.gives(id, NOW, &client(1), None).unwrap();
+        let lease = table.lease(id, NOW, &client(1), at(10), HOUR).unwrap();
         assert_eq!((lease.expires, lease.state), (NOW + 3_600_000, LeaseState::Leased));
-        table.offer(id, NOW + 1, &client(1), None).unwrap();
-        assert!(table.lease(id, NOW + OFFER_MS + 2, &client(2), at(10)).is_err(), "a new DISCOVER shortens nothing");
+        table.gives(id, NOW + 1, &client(1), None).unwrap();
+        assert!(
+            table.lease(id, NOW + OFFER_MS + 2, &client(2), at(10), HOUR).is_err(),
+            "a new DISCOVER shortens nothing"
+        );
         let later = NOW + 4_000_000;
-        assert_eq!(table.offer(id, later, &client(2), None), Some(at(11)), "fresh addresses go first");
-        assert_eq!(table.offer(id, later, &client(1), None), Some(at(10)));
+        assert_eq!(table.gives(id, later, &client(2), None), Some(at(11)), "fresh addresses go first");
+        assert_eq!(table.gives(id, later, &client(1), None), Some(at(10)));
     }
 
     #[test]
     fn the_address_that_ended_first_is_used_again_first() {
         let (mut table, id) = small();
         for (n, t) in [(1, 3), (2, 1), (3, 2), (4, 4)] {
-            table.lease(id, NOW + t, &client(n), at(9 + n)).unwrap();
+            table.lease(id, NOW + t, &client(n), at(9 + n), HOUR).unwrap();
         }
         let later = NOW + 3_600_010;
-        assert_eq!(table.offer(id, later, &client(7), None), Some(at(11)));
-        assert_eq!(table.offer(id, later, &client(8), None), Some(at(12)));
+        assert_eq!(table.gives(id, later, &client(7), None), Some(at(11)));
+        assert_eq!(table.gives(id, later, &client(8), None), Some(at(12)));
     }
 
     #[test]
@@ -380,45 +328,45 @@ mod tests {
         let (mut table, id) = small();
         let uuid = Some(uuid::Uuid::from_u128(7));
         let old = Client { uuid, id: vec![1, 2], ..client(1) };
-        table.lease(id, NOW, &old, at(12)).unwrap();
+        table.lease(id, NOW, &old, at(12), HOUR).unwrap();
         let by_uuid = Client { uuid, ..client(2) };
         let by_id = Client { id: vec![1, 2], ..client(3) };
-        assert_eq!(table.offer(id, NOW, &by_uuid, None), Some(at(10)), "two machines with one UUID");
-        assert_eq!(table.offer(id, NOW, &by_id, None), Some(at(11)), "two machines with one client id");
+        assert_eq!(table.gives(id, NOW, &by_uuid, None), Some(at(10)), "two machines with one UUID");
+        assert_eq!(table.gives(id, NOW, &by_id, None), Some(at(11)), "two machines with one client id");
         let (mut table, id) = small();
-        table.lease(id, NOW, &old, at(12)).unwrap();
-        table.release(id, NOW, &old, at(12)).unwrap();
-        assert_eq!(table.offer(id, NOW, &by_uuid, None), Some(at(12)));
+        table.lease(id, NOW, &old, at(12), HOUR).unwrap();
+        table.release(NOW, &old, at(12)).unwrap();
+        assert_eq!(table.gives(id, NOW, &by_uuid, None), Some(at(12)));
         let (mut table, id) = small();
-        table.lease(id, NOW, &old, at(12)).unwrap();
-        table.release(id, NOW, &old, at(12)).unwrap();
-        assert_eq!(table.offer(id, NOW, &by_id, None), Some(at(12)));
+        table.lease(id, NOW, &old, at(12), HOUR).unwrap();
+        table.release(NOW, &old, at(12)).unwrap();
+        assert_eq!(table.gives(id, NOW, &by_id, None), Some(at(12)));
     }
 
     #[test]
     fn other_client_ids_and_no_uuid_keep_the_address() {
         let (mut table, id) = small();
         let rom = Client { uuid: Some(uuid::Uuid::from_u128(7)), id: vec![0, 1], ..client(1) };
-        table.lease(id, NOW, &rom, at(10)).unwrap();
+        table.lease(id, NOW, &rom, at(10), HOUR).unwrap();
         let installed = Client { id: vec![255, 9, 9], ..client(1) };
-        assert_eq!(table.offer(id, NOW, &installed, Some(at(13))), Some(at(10)));
-        let lease = table.lease(id, NOW, &installed, at(10)).unwrap();
+        assert_eq!(table.gives(id, NOW, &installed, Some(at(13))), Some(at(10)));
+        let lease = table.lease(id, NOW, &installed, at(10), HOUR).unwrap();
         assert_eq!((lease.uuid, lease.client), (rom.uuid, installed.id), "the UUID is kept");
     }
 
     #[test]
     fn a_declined_address_is_nobodys_for_a_while() {
         let (mut table, id) = small();
-        table.offer(id, NOW, &client(1), None).unwrap();
-        assert_eq!(table.decline(id, NOW, &client(2), at(10)), None, "only who was given it");
-        assert_eq!(table.decline(id, NOW, &client(1), at(10)).unwrap().state, LeaseState::Declined);
-        assert_eq!(table.offer(id, NOW, &client(1), Some(at(10))), Some(at(11)));
-        assert!(table.lease(id, NOW, &client(1), at(10)).is_err());
+        table.gives(id, NOW, &client(1), None).unwrap();
+        assert_eq!(table.decline(NOW, &client(2), at(10)), None, "only who was given it");
+        assert_eq!(table.decline(NOW, &client(1), at(10)).unwrap().state, LeaseState::Declined);
+        assert_eq!(table.gives(id, NOW, &client(1), Some(at(10))), Some(at(11)));
+        assert!(table.lease(id, NOW, &client(1), at(10), HOUR).is_err());
         for n in 2..=3 {
-            table.lease(id, NOW, &client(n), at(10 + n)).unwrap();
+            table.lease(id, NOW, &client(n), at(10 + n), HOUR).unwrap();
         }
-        assert_eq!(table.offer(id, NOW, &client(9), None), None);
-        assert_eq!(table.offer(id, NOW + DECLINED_MS - 1, &client(9), None), Some(at(11)), "the offer ended first");
+        assert_eq!(table.gives(id, NOW, &client(9), None), None);
+        assert_eq!(table.gives(id, NOW + DECLINED_MS - 1, &client(9), None), Some(at(11)), "the offer ended first");
     }
 
     #[test]
@@ -427,9 +375,9 @@ mod tests {
         let mut table = Table::new(&config.subnets, []);
         let id = SubnetId(0);
         let reserved = Ipv4Addr::new(10, 77, 9, 9);
-        let owner = Client { mac: "52:54:00:77:00:99".parse().unwrap(), uuid: None, id: vec![] };
-        assert!(table.lease(id, NOW, &client(1), reserved).is_err());
-        assert_eq!(table.offer(id, NOW, &owner, Some(Ipv4Addr::new(10, 77, 2, 9))), Some(reserved));
+        let owner = Client { mac: "52:54:00:77:00:99".parse().unwrap(), uuid: None, id: vec![], port: None };
+        assert!(table.lease(id, NOW, &client(1), reserved, HOUR).is_err());
+        assert_eq!(table.gives(id, NOW, &owner, Some(Ipv4Addr::new(10, 77, 2, 9))), Some(reserved));
         // The reservation came after the lease: the machine moves when it renews.
         let old = Lease {
             address: Ipv4Addr::new(10, 77, 2, 9),
@@ -440,37 +388,37 @@ mod tests {
             expires: NOW + 500_000,
         };
         let mut table = Table::new(&config.subnets, [old.clone()]);
-        assert!(table.lease(id, NOW, &owner, old.address).is_err());
-        assert_eq!(table.offer(id, NOW, &owner, None), Some(reserved));
+        assert!(table.lease(id, NOW, &owner, old.address, HOUR).is_err());
+        assert_eq!(table.gives(id, NOW, &owner, None), Some(reserved));
         // By UUID: given in firmware, kept by the installed system, which sends none.
         let by_uuid = Ipv4Addr::new(10, 77, 2, 7);
         let rom = Client { uuid: Some("564d2c3a-0000-4000-8000-000000000001".parse().unwrap()), ..client(3) };
-        assert_eq!(table.offer(id, NOW, &rom, None), Some(by_uuid));
-        table.lease(id, NOW, &rom, by_uuid).unwrap();
-        assert!(table.lease(id, NOW + 1, &client(3), by_uuid).is_ok());
+        assert_eq!(table.gives(id, NOW, &rom, None), Some(by_uuid));
+        table.lease(id, NOW, &rom, by_uuid, HOUR).unwrap();
+        assert!(table.lease(id, NOW + 1, &client(3), by_uuid, HOUR).is_ok());
         let twin = Client { uuid: rom.uuid, ..client(4) };
-        assert_ne!(table.offer(id, NOW, &twin, None), Some(by_uuid), "the second card of the machine gets its own");
+        assert_ne!(table.gives(id, NOW, &twin, None), Some(by_uuid), "the second card of the machine gets its own");
     }
 
     #[test]
     fn leases_are_found_again_after_a_restart() {
         let (mut table, id) = small();
         let mut leases: Vec<Lease> =
-            (1..=3).map(|n| table.lease(id, NOW + i64::from(n), &client(n), at(9 + n)).unwrap()).collect();
+            (1..=3).map(|n| table.lease(id, NOW + i64::from(n), &client(n), at(9 + n), HOUR).unwrap()).collect();
         leases.push(Lease { address: Ipv4Addr::new(192, 0, 2, 1), ..leases[0].clone() });
         let mut table = Table::new(&sample().subnets, leases);
-        assert_eq!(table.offer(id, NOW + 9, &client(2), None), Some(at(11)));
-        assert_eq!(table.offer(id, NOW + 9, &client(8), None), Some(at(13)));
-        assert_eq!(table.offer(id, NOW + 9, &client(9), None), None);
+        assert_eq!(table.gives(id, NOW + 9, &client(2), None), Some(at(11)));
+        assert_eq!(table.gives(id, NOW + 9, &client(8), None), Some(at(13)));
+        assert_eq!(table.gives(id, NOW + 9, &client(9), None), None);
     }
 
     #[test]
     fn another_servers_client_frees_our_offer_but_not_our_lease() {
         let (mut table, id) = small();
-        table.offer(id, NOW, &client(1), None).unwrap();
+        table.gives(id, NOW, &client(1), None).unwrap();
         table.withdraw(id, NOW, &client(1));
-        assert!(table.lease(id, NOW, &client(2), at(10)).is_ok());
+        assert!(table.lease(id, NOW, &client(2), at(10), HOUR).is_ok());
         table.withdraw(id, NOW, &client(2));
-        assert!(table.lease(id, NOW, &client(3), at(10)).is_err());
+        assert!(table.lease(id, NOW, &client(3), at(10), HOUR).is_err());
     }
 }

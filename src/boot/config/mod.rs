@@ -1,15 +1,20 @@
 //! What the site says about its boot networks, checked as a whole before a socket is opened: a pool that overlaps
 //! another or contains the appliance itself shows up as two machines with one address, hours later and elsewhere.
 
+pub mod network;
+pub mod rule;
+pub mod subnet;
+
 use std::collections::HashSet;
-use std::fmt;
 use std::net::Ipv4Addr;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use network::{Network, Range};
+pub use rule::{Rule, Settings};
+pub use subnet::{Owner, Reservation, Subnet};
+
 use crate::error::{Error, Result};
-use crate::machine::{Hostname, MacAddr};
 
 /// The `[boot]` section.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +33,23 @@ pub struct BootConfig {
     /// Send IPv6 router advertisements (lifetime 0: nobody gets a route from them). Debian's iPXE waits 13 s for one.
     #[serde(default = "yes")]
     pub router_advertisements: bool,
+    /// Options for some machines, on top of what their subnet says.
+    #[serde(default)]
+    pub options: Vec<Rule>,
+    /// Longest lease of a machine that has not said yet who it is.
+    #[serde(default = "five_minutes")]
+    pub unknown_lease_seconds: u32,
+    /// How long an address that was never used is asked for (ARP, ICMP echo behind a relay) before it is offered, in
+    /// milliseconds; 0: not at all.
+    #[serde(default = "quarter_second")]
+    pub probe_ms: u16,
+    /// Requests of machines that are not known, answered a second on one interface or behind one relay. Known machines
+    /// do not count.
+    #[serde(default = "five_hundred")]
+    pub unknown_per_second: u32,
+    /// DHCP servers besides us that may be there; any other one is reported.
+    #[serde(default)]
+    pub other_servers: Vec<Ipv4Addr>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,47 +58,39 @@ pub struct Interface {
     pub name: String,
     /// Our own IPv4 address on it: server identifier, TFTP server.
     pub address: Ipv4Addr,
+    #[serde(default)]
+    pub mode: Mode,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Subnet {
-    pub network: Network,
-    /// Addresses for machines without a reservation; none: reserved machines only.
-    #[serde(default)]
-    pub pools: Vec<Range>,
-    pub router: Option<Ipv4Addr>,
-    #[serde(default)]
-    pub dns: Vec<Ipv4Addr>,
-    pub domain: Option<Hostname>,
-    #[serde(default = "hour")]
-    pub lease_seconds: u32,
-    #[serde(default)]
-    pub reservations: Vec<Reservation>,
-}
-
-/// Exactly one of `mac` and `uuid` says whose address it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Reservation {
-    pub mac: Option<MacAddr>,
-    pub uuid: Option<uuid::Uuid>,
-    pub address: Ipv4Addr,
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Addresses and boot files.
+    #[default]
+    Dhcp,
+    /// ProxyDHCP (PXE 2.1 section 2.2): another server gives the addresses, we add what to boot.
+    Proxy,
 }
 
 fn yes() -> bool {
     true
 }
 
-fn hour() -> u32 {
-    3600
+fn five_minutes() -> u32 {
+    300
 }
 
-/// At most this many name servers: the answer must fit the 548 bytes that every client takes (RFC 2131 section 2).
-const MAX_DNS: usize = 4;
+fn quarter_second() -> u16 {
+    250
+}
+
+fn five_hundred() -> u32 {
+    500
+}
+
 const MAX_URL: usize = 100;
-const MAX_DOMAIN: usize = 64;
-const LEASE_SECONDS: std::ops::RangeInclusive<u32> = 60..=365 * 86400;
+/// A client asks again after 4 s (RFC 2131 section 4.1), and must have had its answer by then.
+const MAX_PROBE_MS: u16 = 2000;
 
 impl BootConfig {
     /// Every contradiction that can be seen without touching the network.
@@ -84,6 +98,16 @@ impl BootConfig {
         self.check_interfaces()?;
         check_url(&self.url)?;
         self.kernel_args.iter().try_for_each(|arg| check_kernel_arg(arg))?;
+        self.options.iter().enumerate().try_for_each(|(i, rule)| rule.check(i + 1))?;
+        for rule in &self.options {
+            if let Some(network) = rule.subnet.filter(|n| !self.subnets.iter().any(|s| s.network == *n)) {
+                return Err(wrong(format!("boot.options names the subnet {network}, which is not configured")));
+            }
+        }
+        subnet::check_lease(self.unknown_lease_seconds, "unknown machines (unknown_lease_seconds)")?;
+        if self.probe_ms > MAX_PROBE_MS || self.unknown_per_second == 0 {
+            return Err(wrong(format!("probe_ms is above {MAX_PROBE_MS}, or unknown_per_second is 0")));
+        }
         for (i, subnet) in self.subnets.iter().enumerate() {
             subnet.check()?;
             if let Some(other) = self.subnets.iter().take(i).find(|s| s.network.overlaps(subnet.network)) {
@@ -131,70 +155,6 @@ impl BootConfig {
     }
 }
 
-impl Subnet {
-    fn check(&self) -> Result<()> {
-        let network = self.network;
-        for (i, pool) in self.pools.iter().enumerate() {
-            if !network.is_host(pool.first) || !network.is_host(pool.last) {
-                return Err(wrong(format!("pool {pool} is not inside subnet {network}")).hint(format!(
-                    "hosts of {network} are {} to {}",
-                    network.first_host(),
-                    network.last_host()
-                )));
-            }
-            if let Some(other) = self.pools.iter().take(i).find(|p| p.overlaps(*pool)) {
-                return Err(wrong(format!("pools {other} and {pool} of subnet {network} overlap")));
-            }
-            if let Some(router) = self.router.filter(|r| pool.contains(*r)) {
-                return Err(wrong(format!("pool {pool} contains the router {router}")));
-            }
-        }
-        if let Some(router) = self.router.filter(|r| !network.is_host(*r)) {
-            return Err(wrong(format!("router {router} is not inside subnet {network}")));
-        }
-        if self.dns.len() > MAX_DNS {
-            return Err(wrong(format!("subnet {network} has more than {MAX_DNS} name servers")));
-        }
-        if self.domain.as_ref().is_some_and(|d| d.as_str().len() > MAX_DOMAIN) {
-            return Err(wrong(format!("the domain of subnet {network} is longer than {MAX_DOMAIN} characters")));
-        }
-        if !LEASE_SECONDS.contains(&self.lease_seconds) {
-            return Err(wrong(format!("lease_seconds of subnet {network} is {}", self.lease_seconds)).hint(format!(
-                "use {} to {}",
-                LEASE_SECONDS.start(),
-                LEASE_SECONDS.end()
-            )));
-        }
-        self.check_reservations()
-    }
-
-    fn check_reservations(&self) -> Result<()> {
-        let (mut addresses, mut macs, mut uuids) = (HashSet::new(), HashSet::new(), HashSet::new());
-        for r in &self.reservations {
-            let whose = match (r.mac, r.uuid) {
-                (Some(mac), None) => mac.to_string(),
-                (None, Some(uuid)) => uuid.to_string(),
-                _ => {
-                    return Err(wrong(format!("the reservation of {} needs either mac or uuid", r.address)));
-                }
-            };
-            if !self.network.is_host(r.address) {
-                return Err(wrong(format!("reservation {} is not inside subnet {}", r.address, self.network)));
-            }
-            if Some(r.address) == self.router {
-                return Err(wrong(format!("{} is reserved for {whose}, but is the router", r.address)));
-            }
-            if !addresses.insert(r.address) {
-                return Err(wrong(format!("{} is reserved twice, the second time for {whose}", r.address)));
-            }
-            if r.mac.is_some_and(|m| !macs.insert(m)) || r.uuid.is_some_and(|u| !uuids.insert(u)) {
-                return Err(wrong(format!("{whose} has two reservations in subnet {}", self.network)));
-            }
-        }
-        Ok(())
-    }
-}
-
 fn wrong(message: impl Into<String>) -> Error {
     Error::config("boot.config", message)
 }
@@ -223,140 +183,6 @@ fn check_kernel_arg(arg: &str) -> Result<()> {
     }
     Ok(())
 }
-
-/// An IPv4 network in CIDR notation, `/8` to `/30`, host bits zero.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Network {
-    base: u32,
-    prefix: u8,
-}
-
-impl Network {
-    pub fn mask(self) -> Ipv4Addr {
-        Ipv4Addr::from(self.bits())
-    }
-
-    pub fn broadcast(self) -> Ipv4Addr {
-        Ipv4Addr::from(self.base | !self.bits())
-    }
-
-    pub fn contains(self, address: Ipv4Addr) -> bool {
-        u32::from(address) & self.bits() == self.base
-    }
-
-    /// Inside, and neither the network's own address nor its broadcast address.
-    pub fn is_host(self, address: Ipv4Addr) -> bool {
-        (self.first_host()..=self.last_host()).contains(&address)
-    }
-
-    pub fn first_host(self) -> Ipv4Addr {
-        Ipv4Addr::from(self.base + 1)
-    }
-
-    pub fn last_host(self) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.broadcast()) - 1)
-    }
-
-    fn overlaps(self, other: Network) -> bool {
-        self.contains(Ipv4Addr::from(other.base)) || other.contains(Ipv4Addr::from(self.base))
-    }
-
-    fn bits(self) -> u32 {
-        u32::MAX << (32 - u32::from(self.prefix))
-    }
-}
-
-impl fmt::Display for Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", Ipv4Addr::from(self.base), self.prefix)
-    }
-}
-
-impl fmt::Debug for Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for Network {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        let wrong = || wrong(format!("{s:?} is not an IPv4 network")).hint("write it as 10.77.0.0/16, /8 to /30");
-        let (address, prefix) = s.split_once('/').ok_or_else(wrong)?;
-        let address: Ipv4Addr = address.parse().map_err(|_| wrong())?;
-        let prefix: u8 = prefix.parse().ok().filter(|p| (8..=30).contains(p)).ok_or_else(wrong)?;
-        let network = Network { base: u32::from(address), prefix };
-        match network.base & !network.bits() {
-            0 => Ok(network),
-            _ => Err(wrong().hint(format!("did you mean {}/{prefix}?", Ipv4Addr::from(network.base & network.bits())))),
-        }
-    }
-}
-
-/// Addresses from first to last, both included: `10.77.2.0-10.77.5.255`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Range {
-    pub first: Ipv4Addr,
-    pub last: Ipv4Addr,
-}
-
-impl Range {
-    pub fn contains(self, address: Ipv4Addr) -> bool {
-        (self.first..=self.last).contains(&address)
-    }
-
-    fn overlaps(self, other: Range) -> bool {
-        self.first <= other.last && other.first <= self.last
-    }
-}
-
-impl fmt::Display for Range {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.first, self.last)
-    }
-}
-
-impl fmt::Debug for Range {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for Range {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        let ends = s.split_once('-').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
-        match ends {
-            Some((first, last)) if first <= last => Ok(Range { first, last }),
-            _ => Err(wrong(format!("{s:?} is not a range of addresses")).hint("write it as 10.77.2.0-10.77.5.255")),
-        }
-    }
-}
-
-macro_rules! serde_as_text {
-    ($type:ty) => {
-        impl Serialize for $type {
-            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                s.collect_str(self)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                let error = |e: Error| match e.next_step() {
-                    Some(hint) => serde::de::Error::custom(format!("{e}; {hint}")),
-                    None => serde::de::Error::custom(e),
-                };
-                String::deserialize(d)?.parse().map_err(error)
-            }
-        }
-    };
-}
-
-serde_as_text!(Network);
-serde_as_text!(Range);
 
 #[cfg(test)]
 pub mod tests {
@@ -421,13 +247,24 @@ pub mod tests {
         refused("10.77.9.9", "10.78.0.9", "not inside");
         refused("10.77.9.9", "10.77.2.7", "reserved twice");
         refused("10.77.9.9", "10.77.0.1", "is the router");
-        refused("mac = \"52:54:00:77:00:99\", ", "", "either mac or uuid");
+        refused("mac = \"52:54:00:77:00:99\", ", "", "one of mac, uuid and circuit");
+        refused(
+            "mac = \"52:54:00:77:00:99\", ",
+            "mac = \"52:54:00:77:00:99\", remote = \"tor1\", ",
+            "one of mac, uuid",
+        );
+        refused("lease_seconds = 600", "lease_seconds = 600\nshared = \"\"", "shared");
         refused("lease_seconds = 600", "lease_seconds = 5", "lease_seconds");
         refused("\"http://10.77.0.1\"", "\"10.77.0.1\"", "boot.url");
         refused("\"http://10.77.0.1\"", "\"http://10.77.0.1/\"", "boot.url");
         refused("panic=10", "panic=10 quiet", "plain word");
         refused("panic=10", "a=${net0/mac}", "plain word");
         refused("panic=10", "rackline.token=x", "set by the appliance");
+        refused(
+            "[[subnets]]\n        network = \"10.77",
+            "[[options]]\n subnet = \"10.99.0.0/16\"\n[[subnets]]\n        network = \"10.77",
+            "not configured",
+        );
         refused("lab0", "a-name-that-is-too-long", "interface name");
         refused("name = \"lab0\", address = \"10.77.0.1\"", "name = \"lab0\", address = \"10.77.2.1\"", "own address");
     }
