@@ -21,6 +21,10 @@ PACKAGES := \
 	iproute2 `: network namespaces` \
 	isc-dhcp-client tftp-hpa curl `: real clients for the tests`
 
+# What only the benchmarks need: the peers that they measure against.
+BENCH_PACKAGES := \
+	kea-dhcp4-server kea-admin dnsmasq-base ethtool `: DHCP; perfdhcp is in kea-admin`
+
 .PHONY: lab test bench build images setup fmt
 
 lab: images
@@ -30,6 +34,7 @@ lab: images
 test: images
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" cargo test --release -- $(ARGS)
 
+bench: PACKAGES += $(BENCH_PACKAGES)
 bench: images
 	@for script in tests/bench/*.sh; do echo "== $$script"; $(SUDO) $$script $(BIN) || exit 1; done
 

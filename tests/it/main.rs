@@ -10,4 +10,5 @@ mod delivery;
 mod engine;
 mod image;
 mod layers;
+mod net;
 mod rack;

@@ -1,0 +1,82 @@
+# For the benchmarks of network boot, to be sourced: a pair of network namespaces, a scratch folder, the bench server.
+#
+# Server and load generator have one core each, so that neither takes time from the other and a figure is that of one core.
+
+# Before other work on this machine, all of them alike: a session of its own is a scheduling group of its own (sched(7)).
+[ -n "${RACKLINE_BENCH:-}" ] || exec env RACKLINE_BENCH=1 setsid -w "$0" "$@"
+{ echo -15 >/proc/$$/autogroup; } 2>/dev/null || true
+
+NS=rackline-bench-$$
+SERVER_CORE=${SERVER_CORE:-0} CLIENT_CORE=${CLIENT_CORE:-1}
+# On a disk, not in memory: what is measured is how fast leases become durable.
+DIR=$(mktemp -d -p "${BENCH_DIR:-/var/tmp}" rackline-bench.XXXXXX)
+SERVER=
+
+# The server on s0 with 10.16.0.1/12, clients on c0 with 10.16.0.2/12.
+net_up() {
+	trap 'stop; net_down; rm -rf "$DIR"' EXIT
+	ip netns add $NS-s && ip netns add $NS-c
+	ip link add s0 netns $NS-s type veth peer name c0 netns $NS-c
+	ip -n $NS-s addr add 10.16.0.1/12 dev s0 && ip -n $NS-c addr add 10.16.0.2/12 dev c0
+	for link in s:lo s:s0 c:lo c:c0; do ip -n "$NS-${link%:*}" link set "${link#*:}" up; done
+	# Programs that read frames themselves want whole checksums.
+	for link in s:s0 c:c0; do ip netns exec "$NS-${link%:*}" ethtool -K "${link#*:}" tx off >/dev/null; done
+}
+
+net_down() { for side in s c; do ip netns del $NS-$side 2>/dev/null || true; done; }
+
+# Among the clients.
+client() { ip netns exec $NS-c taskset -c "$CLIENT_CORE" "$@"; }
+
+# Starts a server in its namespace; $SERVER is its process, $DIR/server.log what it says.
+start() {
+	ip netns exec $NS-s taskset -c "$SERVER_CORE" "$@" >"$DIR/server.log" 2>&1 &
+	SERVER=$!
+}
+
+stop() {
+	[ -z "$SERVER" ] || { kill "$SERVER" 2>/dev/null && wait "$SERVER" 2>/dev/null || true; }
+	SERVER=
+}
+
+# CPU milliseconds of the server so far: utime and stime of proc_pid_stat(5).
+cpu_ms() { awk -v hz="$(getconf CLK_TCK)" '{sub(/.*\) /, ""); print ($12 + $13) * 1000 / hz}' "/proc/$SERVER/stat"; }
+
+median() { sort -g | awk '{v[NR] = $1} END {print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2}'; }
+
+calc() { awk "BEGIN {printf \"%.${2:-2}f\", $1}"; }
+is() { awk "BEGIN {exit !($1)}"; }
+
+# Builds a benchmark target and prints where it is.
+built() {
+	cargo build --release --bench "$1" --message-format=json 2>/dev/null |
+		sed -n "s/.*\"executable\":\"\([^\"]*${1//-/_}[^\"]*\)\".*/\1/p" | tail -1
+}
+
+# The network boot services on s0, with the pool that the peers have too.
+boot_server() {
+	rm -rf "$DIR/state" && mkdir "$DIR/state"
+	cat >"$DIR/boot.toml" <<-EOF
+		url = "http://10.16.0.1"
+		interfaces = [{ name = "s0", address = "10.16.0.1" }]
+		router_advertisements = false
+		# Every client of a benchmark is a stranger, and the peers do not probe.
+		unknown_per_second = 1000000
+		probe_ms = 0
+		[[subnets]]
+		network = "10.16.0.0/12"
+		pools = ["10.20.0.0-10.31.255.254"]
+		router = "10.16.0.1"
+		dns = ["10.16.0.1"]
+		lease_seconds = 86400
+	EOF
+	start "$BOOT_SERVER" "$DIR/boot.toml" "$DIR/state" "$@"
+}
+
+# How long this disk takes to make 4 KiB durable, in milliseconds: the floor of any answer that waits for it.
+sync_ms() { LC_ALL=C dd if=/dev/zero of="$DIR/sync" bs=4k count=200 oflag=dsync 2>&1 | awk '/copied/ {print $(NF - 3) * 1000 / 200}'; }
+
+about_machine() {
+	echo "# load $(cut -d' ' -f1-3 /proc/loadavg), $(nproc) cores, kernel $(uname -r); server on core $SERVER_CORE, clients on" \
+		"core $CLIENT_CORE; 4 KiB durable in $(calc "$(sync_ms)") ms"
+}
