@@ -85,7 +85,7 @@ fn from_row(row: &sqlx::any::AnyRow) -> Result<Lease> {
 /// Leases that share one commit.
 const GROUP: usize = 1024;
 /// How long the first lease of a group waits for others.
-const GATHER: Duration = Duration::from_millis(1);
+const GATHER: Duration = Duration::from_millis(2);
 /// Leases that may wait for the next one. What does not fit is not granted; the client asks again.
 const WAITING: usize = 8192;
 
@@ -121,7 +121,7 @@ impl<T: Send + 'static> Writer<T> {
     }
 }
 
-/// Waits a moment for more leases: a thousand commits a second are as many as any disk should be asked for.
+/// Waits a moment for more leases: some hundred commits a second are as many as any disk should be asked for.
 async fn gather<T>(waiting: &mut mpsc::Receiver<(Lease, T)>, group: &mut Vec<(Lease, T)>) {
     tokio::time::sleep(GATHER).await;
     while group.len() < GROUP {

@@ -9,16 +9,20 @@ pub mod machines;
 pub mod seal;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::{Any, AnyPool, Transaction};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 
 use crate::error::{Error, Kind, OrFail, Result};
 
 #[derive(Clone)]
 pub struct Db {
     pool: AnyPool,
+    checkpoints: Arc<Checkpoints>,
 }
 
 impl Db {
@@ -42,7 +46,7 @@ impl Db {
                     connection
                         .execute(
                             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 10000; \
-                             PRAGMA foreign_keys = ON",
+                             PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 0",
                         )
                         .await
                         .map(|_| ())
@@ -59,7 +63,8 @@ impl Db {
             .hint("start the newer release again, or restore the backup made before the upgrade"),
             other => Error::config("store.migrate", "the database schema cannot be brought up to date").because(other),
         })?;
-        Ok(Self { pool })
+        let checkpoints = Arc::new(Checkpoints::start(pool.clone()));
+        Ok(Self { pool, checkpoints })
     }
 
     /// For reading; each statement sees the last committed state.
@@ -69,16 +74,61 @@ impl Db {
 
     /// For one statement that writes: a transaction of its own, durable when it returns.
     pub fn statement(&self) -> &AnyPool {
+        self.checkpoints.written.notify_one();
         &self.pool
     }
 
     /// A transaction that holds the write lock from its start. Committed means on disk.
     pub async fn write(&self) -> Result<Transaction<'static, Any>> {
+        self.checkpoints.written.notify_one();
         self.pool.begin_with("BEGIN IMMEDIATE").await.or_fail(
             Kind::Internal,
             "store.write",
             || "the database does not take writes",
         )
+    }
+}
+
+/// Moves what was committed from the write-ahead log into the database, beside the writers: SQLite would do it within
+/// whichever commit comes next, and the machine that waits for that one would wait for it too.
+struct Checkpoints {
+    written: Arc<Notify>,
+    task: AbortHandle,
+}
+
+/// From a write to the checkpoint that takes it over.
+const CHECKPOINT: Duration = Duration::from_secs(1);
+/// Pages in the log (4 KiB each) past which writers wait until it starts anew.
+const MAX_LOG: i64 = 16 * 1024;
+
+impl Checkpoints {
+    fn start(pool: AnyPool) -> Self {
+        let written = Arc::new(Notify::new());
+        let bell = written.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                bell.notified().await;
+                tokio::time::sleep(CHECKPOINT).await;
+                // Columns: blocked, pages in the log, pages taken over.
+                let done =
+                    sqlx::query_as::<_, (i64, i64, i64)>("PRAGMA wal_checkpoint(PASSIVE)").fetch_one(&pool).await;
+                let full = done.as_ref().is_ok_and(|(_, pages, _)| *pages > MAX_LOG);
+                let done = match full {
+                    true => sqlx::query("PRAGMA wal_checkpoint(RESTART)").execute(&pool).await.map(|_| ()),
+                    false => done.map(|_| ()),
+                };
+                if let Err(e) = done {
+                    tracing::warn!(error = %e, "the database's log could not be taken over; it is tried again");
+                }
+            }
+        });
+        Self { written, task: task.abort_handle() }
+    }
+}
+
+impl Drop for Checkpoints {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
