@@ -57,9 +57,10 @@ pub async fn run(args: Args) -> Result<()> {
 
     let files = Arc::new(boot_files(&system, &initrd)?);
     let policy: Arc<dyn boot::Policy> = Arc::new(engine.clone());
-    let services = boot::serve(&config.boot, files.clone(), policy.clone(), db).await?;
-    let scripts = Scripts::new(&config.boot.url, &config.boot.kernel_args, &public.to_string())?;
-    let boot_pages = boot::http::router(Arc::new(boot::http::Site { policy, files, scripts }));
+    let scripts = Arc::new(Scripts::new(&config.boot, &public.to_string())?);
+    let services = boot::serve(&config.boot, files.clone(), scripts, policy.clone(), db).await?;
+    let loaders = services.loaders();
+    let boot_pages = boot::http::router(Arc::new(boot::http::Site { policy, files, loaders }));
     let shared = Shared { engine: engine.clone(), catalogue, ssh_keys: config.host.ssh_keys.clone().into() };
     let for_machines = api::agents(shared.clone()).merge(boot_pages);
     let for_people = api::people(shared).merge(console::router(engine));
@@ -113,7 +114,8 @@ async fn machines_listener(config: &Config) -> Result<TcpListener> {
 
 /// Everything that firmware, iPXE and the RAM system fetch.
 fn boot_files(system: &RamSystem, initrd: &Path) -> Result<Files> {
-    Files::installed()?.with("vmlinuz", &system.vmlinuz)?.with("initrd", initrd)?.with("local.efi", &system.local_efi)
+    let files = Files::installed()?.with("vmlinuz", &system.vmlinuz)?.with("initrd", initrd)?;
+    files.with("local.efi", &system.local_efi)?.over_tftp(&["vmlinuz", "initrd"])
 }
 
 /// What can be deployed; what cannot be used is said once, here.

@@ -31,6 +31,12 @@ impl Policy for Engine {
         })
     }
 
+    fn noted(&self, mac: MacAddr, sentence: String) {
+        if let Some(machine) = self.world().by_mac(mac) {
+            self.tell(About::Machine(machine.id), Event::Noted { sentence });
+        }
+    }
+
     fn boot_answer(&self, asking: Sighting) -> BoxFuture<'_, Result<BootAnswer>> {
         async move {
             let known = self.world().by_mac(asking.mac);

@@ -270,6 +270,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::PowerRequested { action: PowerAction::On }),
         Just(Event::ActionFailed { action: Action::NetworkBoot, problem }),
         Just(Event::PassportSigned { passport: serde_json::json!({}) }),
+        Just(Event::Noted { sentence: "snponly.efi did not start".into() }),
         Just(Event::Unanswered { why: "no subnet".into() }),
         Just(Event::Due),
     ]

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::boot::config::Reservation;
 use crate::boot::config::tests::sample;
-use crate::boot::{BootAnswer, Unanswered};
+use crate::boot::{BootAnswer, Stage, Unanswered};
 use crate::machine::{ClientArch, MacAddr};
 use crate::store::lease::LeaseState;
 
@@ -51,7 +51,7 @@ fn server_with(change: impl FnOnce(&mut BootConfig), rules: Rules) -> Dhcp {
     let mut config = BootConfig { probe_ms: 0, unknown_lease_seconds: 600, ..sample() };
     change(&mut config);
     config.check().unwrap();
-    Dhcp::new(&config, [], Arc::new(Files::sample()), Arc::new(rules))
+    Dhcp::new(&config, [], loader::tests::loaders(&config), Arc::new(rules))
 }
 
 /// A client's packet under construction.
@@ -283,7 +283,7 @@ fn a_uefi_rom_gets_its_loader_without_pxe_options() {
     assert_eq!((ack.option(43), ack.option(60)), (None, None));
     let http = |kind| uefi_rom(kind).option(60, b"HTTPClient:Arch:00016:UNDI:003001").option(93, &[0, 16]);
     let ack = boot(&mut server(), http);
-    assert_eq!(ack.text(67), "http://10.77.0.1/boot/files/snponly.efi");
+    assert_eq!(ack.text(67), "http://10.77.0.1/boot/loader/52-54-00-77-00-01/snponly.efi");
     assert_eq!((ack.text(60), ack.siaddr), ("HTTPClient", Ipv4Addr::UNSPECIFIED));
     let mut without_tftp = server_with(|config| config.tftp = false, Rules::default());
     assert_eq!(boot(&mut without_tftp, uefi_rom).option(67), None);
