@@ -8,6 +8,7 @@
 pub mod config;
 pub mod count;
 pub mod dhcp;
+pub mod explain;
 pub mod firmware;
 pub mod http;
 pub mod loader;
@@ -41,6 +42,7 @@ use config::BootConfig;
 use count::Counters;
 use dhcp::Dhcp;
 use dhcp::serve::{Port, Waiting};
+use explain::{Explainer, Preview};
 use firmware::Files;
 use loader::Loaders;
 use monitor::Monitor;
@@ -147,6 +149,7 @@ const STOP: Duration = Duration::from_secs(10);
 pub struct Handle {
     monitor: Monitor,
     loaders: Arc<Loaders>,
+    policy: Arc<dyn Policy>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -163,6 +166,12 @@ impl Handle {
     /// For the web server: what it fetches and starts is learnt here too.
     pub fn loaders(&self) -> Arc<Loaders> {
         self.loaders.clone()
+    }
+
+    /// Answers what a machine would get now.
+    pub fn explainer(&self, preview: Arc<dyn Preview>) -> Explainer {
+        let (dhcp, loaders) = (self.monitor.dhcp.clone(), self.loaders.clone());
+        Explainer { dhcp, loaders, policy: self.policy.clone(), preview }
     }
 
     /// Waits for ever, unless a service ends by itself: then the rest is of little use, and the caller should say so.
@@ -262,7 +271,7 @@ pub async fn serve(
             error!(error = %e, "the lease writer failed");
         }
     });
-    Ok(Handle { monitor, loaders, stop, tasks })
+    Ok(Handle { monitor, loaders, policy, stop, tasks })
 }
 
 /// The leases of these answers are on disk, or are not.

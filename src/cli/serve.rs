@@ -61,7 +61,8 @@ pub async fn run(args: Args) -> Result<()> {
     let services = boot::serve(&config.boot, files.clone(), scripts, policy.clone(), db).await?;
     let loaders = services.loaders();
     let boot_pages = boot::http::router(Arc::new(boot::http::Site { policy, files, loaders }));
-    let shared = Shared { engine: engine.clone(), catalogue, ssh_keys: config.host.ssh_keys.clone().into() };
+    let boot = Arc::new(services.explainer(Arc::new(engine.clone())));
+    let shared = Shared { engine: engine.clone(), catalogue, boot, ssh_keys: config.host.ssh_keys.clone().into() };
     let for_machines = api::agents(shared.clone()).merge(boot_pages);
     let for_people = api::people(shared).merge(console::router(engine));
     let address = people.local_addr().unwrap_or(config.api.listen);

@@ -4,10 +4,11 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::{About, Engine};
+use crate::boot::explain::{MASKED, Preview, Previewed};
 use crate::boot::{BootAnswer, Facts, Policy, Sighting, Stage, Unanswered};
 use crate::error::Result;
 use crate::lifecycle::{self, BootChoice, Event, State};
-use crate::machine::MacAddr;
+use crate::machine::{MacAddr, MachineId};
 
 impl Policy for Engine {
     fn sighted(&self, sighting: Sighting) {
@@ -62,6 +63,32 @@ impl Policy for Engine {
             })
         }
         .boxed()
+    }
+}
+
+impl Preview for Engine {
+    fn preview(&self, mac: MacAddr) -> Previewed {
+        let token = MASKED.to_owned();
+        let Some(machine) = self.world().by_mac(mac) else {
+            // It becomes a machine of its own with its first request.
+            let answer = BootAnswer::Agent { machine: MachineId(uuid::Uuid::nil()), token };
+            let why = "a machine that nobody knows boots the agent, which says which one it is".to_owned();
+            return Previewed { arch: None, answer, why };
+        };
+        let state = machine.state.name();
+        let (answer, why) = match lifecycle::boot_choice(&machine) {
+            BootChoice::Agent => {
+                (BootAnswer::Agent { machine: machine.id, token }, format!("a machine that is {state} boots the agent"))
+            }
+            BootChoice::LocalDisk => {
+                let answer = BootAnswer::LocalDisk { machine: machine.id };
+                (answer, format!("a machine that is {state} boots its own disk"))
+            }
+            BootChoice::Hold { reason } => {
+                (BootAnswer::Hold { reason: reason.clone() }, format!("it is {state} and held: {reason}"))
+            }
+        };
+        Previewed { arch: machine.arch, answer, why }
     }
 }
 

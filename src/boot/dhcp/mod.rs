@@ -22,7 +22,7 @@ use super::config::{BootConfig, Mode, Rule, Settings};
 use super::count::{Answer, Silence};
 use super::limit::Limits;
 use super::loader::{self, Loaders};
-use super::{Facts, Policy, Sighting};
+use super::{Facts, Policy, Sighting, explain};
 use crate::machine::MacAddr;
 use crate::store::lease::Lease;
 use reply::{BootFile, Destination, Reply};
@@ -177,6 +177,23 @@ impl Dhcp {
             Kind::Inform if request.ciaddr.is_unspecified() => silent(Silence::NoAddressAsked),
             Kind::Inform => Outcome::Answer(self.answer(&asking, Answer::Ack, None, None)),
         }
+    }
+
+    /// What a card would get in each subnet, as far as that stands before it asks. Changes nothing.
+    pub fn explain(&self, now: i64, mac: MacAddr) -> Vec<explain::Network> {
+        let facts = self.policy.facts(mac);
+        let said = self.table.would(now, mac).map(|(id, subnet, would)| {
+            let (address, why) = match would {
+                plan::Would::Reserved(address) => (Some(address), "it is reserved for this machine"),
+                plan::Would::Held(address) => (Some(address), "the machine holds it"),
+                plan::Would::Again(address) => (Some(address), "the machine had it last"),
+                plan::Would::Pool => (None, "an address of the pool that is free"),
+                plan::Would::Nothing => (None, "no pool, and no reservation for this machine: it gets no answer"),
+            };
+            let lease_seconds = self.lease_seconds(id, facts.as_ref());
+            explain::Network { subnet: subnet.network.to_string(), address, why: why.to_owned(), lease_seconds }
+        });
+        said.collect()
     }
 
     /// Which network the client is on: the relay's link selection (RFC 3527), else the relay's address. Without a relay it

@@ -293,6 +293,11 @@ impl Loaders {
         script.ok().map(Bytes::from)
     }
 
+    /// `false`: firmware that boots by TFTP gets an address and no file.
+    pub fn tftp(&self) -> bool {
+        self.site().tftp
+    }
+
     pub fn files(&self) -> &Files {
         &self.files
     }
