@@ -2,7 +2,7 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /boot/ipxe?mac=…&uuid=…&arch=…` | always 200 and a script: iPXE shows an HTTP error for a moment and goes on to the next boot entry, a script can say what is wrong and ask again |
+//! | `GET /boot/ipxe?mac=…&uuid=…&arch=…&again=…` | always 200 and a script: iPXE shows an HTTP error for a moment and goes on to the next boot entry, a script can say what is wrong and ask again |
 //! | `GET`, `HEAD /boot/files/NAME` | one of a closed set of files, with ranges; 404 else |
 //! | `GET`, `HEAD /boot/loader/MAC/NAME` | a boot file for UEFI HTTP boot (`loader::http`) |
 
@@ -54,6 +54,8 @@ struct Asked {
     mac: String,
     uuid: String,
     arch: String,
+    /// Of a machine that waits in its script, in the same boot.
+    again: String,
 }
 
 async fn script(
@@ -70,7 +72,12 @@ async fn script(
             let mac = *mac;
             site.loaders.speaks(mac);
             let uuid = asked.uuid.parse().ok().filter(|u: &uuid::Uuid| !u.is_nil() && !u.is_max());
-            decide(&site, Sighting { mac, uuid, arch, address: peer, stage: Stage::Ipxe, relay: None }).await
+            let asking = Sighting { mac, uuid, arch, address: peer, stage: Stage::Ipxe, relay: None };
+            if asked.again.is_empty() {
+                // Where another server gives the addresses, this is all that is seen of a boot.
+                site.policy.sighted(asking.clone());
+            }
+            decide(&site, asking).await
         }
         Err(e) => BootAnswer::Hold { reason: e.to_string() },
     };

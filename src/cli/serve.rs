@@ -48,7 +48,7 @@ pub async fn run(args: Args) -> Result<()> {
     let initrd = ram::assemble(&cache, &system, &exe)?;
     let seed = SeedFacts { url: config.boot.url.clone(), kernel_floor: config.host.kernel_floor.clone() };
     let fleet = Fleet::new(bmc::Settings::default());
-    let site = Site { db: db.clone(), seal, key, fleet: fleet.clone(), seed };
+    let site = Site { db: db.clone(), seal, key, fleet: fleet.clone(), seed, boot_limit: config.boot.boot_limit };
 
     let people = people_listener(config.api.listen)?;
     let machines = machines_listener(&config).await?;

@@ -12,7 +12,7 @@ use crate::machine::{MacAddr, MachineId};
 
 impl Policy for Engine {
     fn sighted(&self, sighting: Sighting) {
-        self.tell(About::Mac(sighting.mac), fact(&sighting));
+        self.tell(About::Mac(sighting.mac), self.fact(&sighting));
     }
 
     /// For the timeline of a machine that is known; a stranger's silence is counted by the boot services alone.
@@ -45,13 +45,16 @@ impl Policy for Engine {
                 // Where another server gave the address, this is the first that is seen of the boot.
                 Some(machine) if machine.state != State::Expected => machine,
                 _ => {
-                    let id = self.submit(About::Mac(asking.mac), fact(&asking)).await?;
+                    let id = self.submit(About::Mac(asking.mac), self.fact(&asking)).await?;
                     self.find(&id.to_string())?
                 }
             };
             let choice = lifecycle::boot_choice(&machine);
             let named = match &choice {
                 BootChoice::Agent => "the agent".to_owned(),
+                BootChoice::LocalDisk if machine.comes_back => {
+                    format!("its own disk, though it came back {} times", machine.boots)
+                }
                 BootChoice::LocalDisk => "its own disk".to_owned(),
                 BootChoice::Hold { reason } => format!("nothing, held: {reason}"),
             };
@@ -92,12 +95,15 @@ impl Preview for Engine {
     }
 }
 
-fn fact(sighting: &Sighting) -> Event {
-    Event::Sighted(lifecycle::Sighting {
-        mac: sighting.mac,
-        uuid: sighting.uuid,
-        arch: sighting.arch,
-        address: sighting.address,
-        boots: sighting.stage != Stage::System,
-    })
+impl Engine {
+    fn fact(&self, sighting: &Sighting) -> Event {
+        Event::Sighted(lifecycle::Sighting {
+            mac: sighting.mac,
+            uuid: sighting.uuid,
+            arch: sighting.arch,
+            address: sighting.address,
+            boots: sighting.stage != Stage::System,
+            limit: self.inner.site.boot_limit,
+        })
+    }
 }

@@ -188,6 +188,13 @@ pub struct Sighting {
     pub address: Option<IpAddr>,
     /// The firmware asked: a boot has begun. Otherwise a system that runs already.
     pub boots: bool,
+    /// Boots in one state that the site allowed when this was seen: with it, a replay comes to the same end.
+    #[serde(default = "six")]
+    pub limit: u32,
+}
+
+fn six() -> u32 {
+    6
 }
 
 /// What a machine is to become. Complete when it is accepted: nothing is looked up later.

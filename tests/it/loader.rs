@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Request;
@@ -42,6 +43,7 @@ async fn engine(dir: &Path) -> Engine {
         key: SigningKey::load_or_create(&dir.join("signing.key")).unwrap(),
         fleet: Fleet::new(Settings::default()),
         seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
+        boot_limit: 6,
     };
     Engine::start(site, CancellationToken::new()).await.unwrap()
 }
@@ -95,6 +97,9 @@ async fn explain_says_what_a_machine_would_get_and_changes_nothing() {
         relay: None,
     };
     let BootAnswer::Agent { machine, token } = engine.boot_answer(asking).await.unwrap() else { panic!("no agent") };
+    while engine.machine(machine).unwrap().served.is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let before = engine.machine(machine).unwrap();
     let events = engine.db().events(machine, 0, 100).await.unwrap().len();
     let known = explain(&people, &MAC.to_string()).await.unwrap();
