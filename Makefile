@@ -13,6 +13,7 @@ PACKAGES := \
 	build-essential `: the C parts of SQLite, zstd and the crypto library` \
 	qemu-system-x86 ovmf ipxe-qemu `: the virtual machines, their UEFI firmware and PXE ROMs` \
 	ipxe `: boot files for TFTP and HTTP` \
+	shim-signed grub-efi-amd64-signed `: boot files for machines with Secure Boot` \
 	openipmi ipmitool `: a BMC that this project did not write, and a client to compare with` \
 	mmdebstrap `: root file systems from Debian packages` \
 	grub-pc-bin grub-efi-amd64-bin grub-common `: boot loaders of the images` \

@@ -2,6 +2,7 @@
 //! projections of what is in memory.
 
 mod agent;
+mod boot;
 pub mod client;
 mod machines;
 mod problem;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::{get, post};
 
+use crate::boot::explain::Explainer;
 use crate::engine::Engine;
 use crate::image::catalogue::Catalogue;
 
@@ -25,6 +27,7 @@ const MAX_BODY: usize = 2 << 20;
 pub struct Shared {
     pub engine: Engine,
     pub catalogue: Arc<Catalogue>,
+    pub boot: Arc<Explainer>,
     /// Public SSH keys that every host gets.
     pub ssh_keys: Arc<[String]>,
 }
@@ -40,6 +43,7 @@ pub fn people(shared: Shared) -> Router {
         .route("/api/v1/machines/{machine}/retry", post(machines::retry))
         .route("/api/v1/machines/{machine}/retire", post(machines::retire))
         .route("/api/v1/machines/{machine}/power", post(machines::power))
+        .route("/api/v1/boot/explain/{mac}", get(boot::explain))
         .route("/api/v1/images", get(machines::images))
         .route("/api/v1/changes", get(machines::changes))
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))

@@ -2,8 +2,9 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /boot/ipxe?mac=…&uuid=…&arch=…` | always 200 and a script: iPXE shows an HTTP error for a moment and goes on to the next boot entry, a script can say what is wrong and ask again |
+//! | `GET /boot/ipxe?mac=…&uuid=…&arch=…&again=…` | always 200 and a script: iPXE shows an HTTP error for a moment and goes on to the next boot entry, a script can say what is wrong and ask again |
 //! | `GET`, `HEAD /boot/files/NAME` | one of a closed set of files, with ranges; 404 else |
+//! | `GET`, `HEAD /boot/loader/MAC/NAME` | a boot file for UEFI HTTP boot (`loader::http`) |
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,7 +21,8 @@ use tower_http::services::ServeFile;
 use tracing::{debug, error};
 
 use super::firmware::Files;
-use super::script::Scripts;
+use super::loader::Loaders;
+use super::script::{Asker, Dialect};
 use super::{BootAnswer, Policy, Sighting, Stage};
 use crate::error::Result;
 use crate::machine::{ClientArch, MacAddr};
@@ -32,11 +34,17 @@ const DECIDE: Duration = Duration::from_secs(10);
 pub struct Site {
     pub policy: Arc<dyn Policy>,
     pub files: Arc<Files>,
-    pub scripts: Scripts,
+    /// Has the scripts, and is told of every machine that asks for one: whatever loaded it works.
+    pub loaders: Arc<Loaders>,
 }
 
 pub fn router(site: Arc<Site>) -> Router {
-    Router::new().route("/boot/ipxe", get(script)).route("/boot/files/{name}", get(file)).with_state(site)
+    let loaders = super::loader::http::router(site.loaders.clone());
+    Router::new()
+        .route("/boot/ipxe", get(script))
+        .route("/boot/files/{name}", get(file))
+        .with_state(site)
+        .merge(loaders)
 }
 
 /// As text, since a value that cannot be read must not cost the machine its script.
@@ -46,6 +54,8 @@ struct Asked {
     mac: String,
     uuid: String,
     arch: String,
+    /// Of a machine that waits in its script, in the same boot.
+    again: String,
 }
 
 async fn script(
@@ -56,17 +66,29 @@ async fn script(
     let asked = asked.map(|Query(asked)| asked).unwrap_or_default();
     let arch = serde_json::from_value::<ClientArch>(asked.arch.clone().into()).ok();
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
-    let answer = match asked.mac.parse::<MacAddr>() {
+    let mac = asked.mac.parse::<MacAddr>();
+    let answer = match &mac {
         Ok(mac) => {
+            let mac = *mac;
+            site.loaders.speaks(mac);
             let uuid = asked.uuid.parse().ok().filter(|u: &uuid::Uuid| !u.is_nil() && !u.is_max());
-            decide(&site, Sighting { mac, uuid, arch, address: peer, stage: Stage::Ipxe, relay: None }).await
+            let asking = Sighting { mac, uuid, arch, address: peer, stage: Stage::Ipxe, relay: None };
+            if asked.again.is_empty() {
+                // Where another server gives the addresses, this is all that is seen of a boot.
+                site.policy.sighted(asking.clone());
+            }
+            decide(&site, asking).await
         }
         Err(e) => BootAnswer::Hold { reason: e.to_string() },
     };
-    let script = site.scripts.render(&answer, arch).or_else(|e| {
+    let facts = mac.as_ref().ok().and_then(|mac| site.policy.facts(*mac));
+    let name = facts.as_ref().map(|f| f.name.as_str());
+    let asker = Asker { mac: mac.unwrap_or(MacAddr([0; 6])), name, arch, dialect: Dialect::Ipxe };
+    let scripts = site.loaders.scripts();
+    let script = scripts.render(&asker, &answer).or_else(|e| {
         error!(error = ?e, mac = asked.mac, "boot script");
         let reason = format!("the appliance cannot make the boot script: {e}");
-        site.scripts.render(&BootAnswer::Hold { reason }, arch)
+        scripts.render(&asker, &BootAnswer::Hold { reason })
     });
     answer_with(script)
 }

@@ -8,8 +8,10 @@
 pub mod config;
 pub mod count;
 pub mod dhcp;
+pub mod explain;
 pub mod firmware;
 pub mod http;
+pub mod loader;
 pub mod monitor;
 pub mod others;
 pub mod script;
@@ -25,6 +27,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -33,15 +36,19 @@ use crate::error::{Error, Result};
 use crate::machine::{ClientArch, MacAddr, MachineId, Role};
 use crate::store::Db;
 use crate::store::lease::{self, Writer};
+use crate::store::loader as learnt;
 use advertise::Advertiser;
 use config::BootConfig;
 use count::Counters;
 use dhcp::Dhcp;
 use dhcp::serve::{Port, Waiting};
+use explain::{Explainer, Preview};
 use firmware::Files;
+use loader::Loaders;
 use monitor::Monitor;
 use others::Watch;
 use probe::Prober;
+use script::Scripts;
 
 /// A machine asked for an address, or for its boot script.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,6 +135,10 @@ pub trait Policy: Send + Sync + 'static {
     /// What is known of the machine with this MAC address; from memory, since every packet asks.
     fn facts(&self, mac: MacAddr) -> Option<Facts>;
 
+    /// A sentence for the timeline of a machine that was sighted; like [`Policy::sighted`], never fails and never waits.
+    /// Rules that keep no timeline need not care.
+    fn noted(&self, _mac: MacAddr, _sentence: String) {}
+
     fn boot_answer(&self, asking: Sighting) -> BoxFuture<'_, Result<BootAnswer>>;
 }
 
@@ -137,6 +148,8 @@ const STOP: Duration = Duration::from_secs(10);
 /// The running services.
 pub struct Handle {
     monitor: Monitor,
+    loaders: Arc<Loaders>,
+    policy: Arc<dyn Policy>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -148,6 +161,17 @@ impl Handle {
 
     pub fn monitor(&self) -> Monitor {
         self.monitor.clone()
+    }
+
+    /// For the web server: what it fetches and starts is learnt here too.
+    pub fn loaders(&self) -> Arc<Loaders> {
+        self.loaders.clone()
+    }
+
+    /// Answers what a machine would get now.
+    pub fn explainer(&self, preview: Arc<dyn Preview>) -> Explainer {
+        let (dhcp, loaders) = (self.monitor.dhcp.clone(), self.loaders.clone());
+        Explainer { dhcp, loaders, policy: self.policy.clone(), preview }
     }
 
     /// Waits for ever, unless a service ends by itself: then the rest is of little use, and the caller should say so.
@@ -177,13 +201,22 @@ impl Handle {
 }
 
 /// Starts DHCP, TFTP and router advertisements on every configured interface, or none of them.
-pub async fn serve(config: &BootConfig, files: Arc<Files>, policy: Arc<dyn Policy>, db: Db) -> Result<Handle> {
+pub async fn serve(
+    config: &BootConfig,
+    files: Arc<Files>,
+    scripts: Arc<Scripts>,
+    policy: Arc<dyn Policy>,
+    db: Db,
+) -> Result<Handle> {
     config.check()?;
     let counters = Arc::new(Counters::default());
     let leases = lease::load(&db).await?;
     info!(leases = leases.len(), subnets = config.subnets.len(), "network boot starts");
+    let known = learnt::load(&db, loader::CARDS).await?;
+    let (learns, learning) = mpsc::channel(learnt::WAITING);
+    let loaders = Arc::new(Loaders::new(config, files, scripts, policy.clone(), known, learns)?);
     let monitor = Monitor {
-        dhcp: Arc::new(Mutex::new(Dhcp::new(config, leases, files.clone(), policy.clone()))),
+        dhcp: Arc::new(Mutex::new(Dhcp::new(config, leases, loaders.clone(), policy.clone()))),
         config: Arc::new(Mutex::new(config.clone())),
         counters: counters.clone(),
         others: Arc::default(),
@@ -192,7 +225,7 @@ pub async fn serve(config: &BootConfig, files: Arc<Files>, policy: Arc<dyn Polic
     monitor.others.expect(&config.other_servers);
 
     // All sockets first: where one cannot be opened, nothing has been answered yet.
-    let (writer, writing) = Writer::start(db, committed);
+    let (writer, writing) = Writer::start(db.clone(), committed);
     let (mut servers, mut probers, mut watches) = (Vec::new(), Vec::new(), Vec::new());
     let (mut advertisers, mut tftp) = (Vec::new(), Vec::new());
     for interface in &config.interfaces {
@@ -202,7 +235,7 @@ pub async fn serve(config: &BootConfig, files: Arc<Files>, policy: Arc<dyn Polic
             advertisers.extend(Advertiser::open(interface, &link, counters.clone()));
         }
         if config.tftp {
-            tftp.push(tftp::Server::open(interface, files.clone(), counters.clone())?);
+            tftp.push(tftp::Server::open(interface, loaders.clone(), counters.clone())?);
         }
         watches.push(Watch::open(interface, link.clone(), monitor.others.clone())?);
         let prober = Arc::new(Prober::open(interface, link.clone())?);
@@ -215,6 +248,7 @@ pub async fn serve(config: &BootConfig, files: Arc<Files>, policy: Arc<dyn Polic
 
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
+    tasks.spawn(learnt::write(db, learning, loader::CARDS, stop.clone()));
     for server in servers {
         tasks.spawn(server.run(stop.clone()));
     }
@@ -237,7 +271,7 @@ pub async fn serve(config: &BootConfig, files: Arc<Files>, policy: Arc<dyn Polic
             error!(error = %e, "the lease writer failed");
         }
     });
-    Ok(Handle { monitor, stop, tasks })
+    Ok(Handle { monitor, loaders, policy, stop, tasks })
 }
 
 /// The leases of these answers are on disk, or are not.

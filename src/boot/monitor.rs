@@ -106,6 +106,8 @@ impl Monitor {
         if *current == *new {
             return Ok(false);
         }
+        let loaders = self.dhcp.lock().unwrap_or_else(PoisonError::into_inner).loaders.clone();
+        loaders.reconfigure(new)?;
         self.dhcp.lock().unwrap_or_else(PoisonError::into_inner).reconfigure(new);
         self.others.expect(&new.other_servers);
         current.clone_from(new);

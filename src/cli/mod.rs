@@ -1,6 +1,7 @@
 //! What was typed → what is to be done. One file per subcommand; here they are only named and sent on.
 
 mod agent;
+mod boot;
 mod remote;
 mod image;
 mod machine;
@@ -28,6 +29,8 @@ enum Command {
     Serve(serve::Args),
     /// See and steer machines.
     Machine(machine::Args),
+    /// See how a machine boots from the network.
+    Boot(boot::Args),
     /// Build images by recipe, and list them.
     Image(image::Args),
     /// A virtual rack on this machine.
@@ -42,6 +45,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(args) => block_on(serve::run(args)),
         Command::Machine(args) => block_on(machine::run(args)),
+        Command::Boot(args) => block_on(boot::run(args)),
         Command::Image(args) => block_on(image::run(args)),
         Command::Lab(command) => return finish(block_on(lab::main(command))),
         Command::Agent(args) => block_on(agent::run(args)),

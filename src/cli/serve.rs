@@ -48,7 +48,7 @@ pub async fn run(args: Args) -> Result<()> {
     let initrd = ram::assemble(&cache, &system, &exe)?;
     let seed = SeedFacts { url: config.boot.url.clone(), kernel_floor: config.host.kernel_floor.clone() };
     let fleet = Fleet::new(bmc::Settings::default());
-    let site = Site { db: db.clone(), seal, key, fleet: fleet.clone(), seed };
+    let site = Site { db: db.clone(), seal, key, fleet: fleet.clone(), seed, boot_limit: config.boot.boot_limit };
 
     let people = people_listener(config.api.listen)?;
     let machines = machines_listener(&config).await?;
@@ -57,10 +57,12 @@ pub async fn run(args: Args) -> Result<()> {
 
     let files = Arc::new(boot_files(&system, &initrd)?);
     let policy: Arc<dyn boot::Policy> = Arc::new(engine.clone());
-    let services = boot::serve(&config.boot, files.clone(), policy.clone(), db).await?;
-    let scripts = Scripts::new(&config.boot.url, &config.boot.kernel_args, &public.to_string())?;
-    let boot_pages = boot::http::router(Arc::new(boot::http::Site { policy, files, scripts }));
-    let shared = Shared { engine: engine.clone(), catalogue, ssh_keys: config.host.ssh_keys.clone().into() };
+    let scripts = Arc::new(Scripts::new(&config.boot, &public.to_string())?);
+    let services = boot::serve(&config.boot, files.clone(), scripts, policy.clone(), db).await?;
+    let loaders = services.loaders();
+    let boot_pages = boot::http::router(Arc::new(boot::http::Site { policy, files, loaders }));
+    let boot = Arc::new(services.explainer(Arc::new(engine.clone())));
+    let shared = Shared { engine: engine.clone(), catalogue, boot, ssh_keys: config.host.ssh_keys.clone().into() };
     let for_machines = api::agents(shared.clone()).merge(boot_pages);
     let for_people = api::people(shared).merge(console::router(engine));
     let address = people.local_addr().unwrap_or(config.api.listen);
@@ -113,7 +115,8 @@ async fn machines_listener(config: &Config) -> Result<TcpListener> {
 
 /// Everything that firmware, iPXE and the RAM system fetch.
 fn boot_files(system: &RamSystem, initrd: &Path) -> Result<Files> {
-    Files::installed()?.with("vmlinuz", &system.vmlinuz)?.with("initrd", initrd)?.with("local.efi", &system.local_efi)
+    let files = Files::installed()?.with("vmlinuz", &system.vmlinuz)?.with("initrd", initrd)?;
+    files.with("local.efi", &system.local_efi)?.over_tftp(&["vmlinuz", "initrd"])
 }
 
 /// What can be deployed; what cannot be used is said once, here.

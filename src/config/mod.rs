@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::boot::config::BootConfig;
+use crate::boot::script::Scripts;
 use crate::error::{Error, Kind, OrFail, Result};
 
 #[derive(Debug, Clone, Deserialize)]
@@ -88,13 +89,15 @@ impl Config {
             _ => e,
         })?;
         let base = path.parent().unwrap_or(Path::new("."));
-        for path in [Some(&mut config.site.state), config.site.cache.as_mut(), config.site.expected.as_mut()] {
-            if let Some(path) = path
-                && path.is_relative()
-            {
+        let site = [Some(&mut config.site.state), config.site.cache.as_mut(), config.site.expected.as_mut()];
+        let scripts = config.boot.overrides.iter_mut().filter_map(|o| o.script.as_mut());
+        for path in site.into_iter().flatten().chain(scripts) {
+            if path.is_relative() {
                 *path = base.join(&path);
             }
         }
+        // A template's fault is to show now, and not when the machine asks for its script.
+        Scripts::new(&config.boot, "00")?;
         Ok(config)
     }
 

@@ -65,6 +65,8 @@ pub struct Site {
     pub key: SigningKey,
     pub fleet: Fleet,
     pub seed: SeedFacts,
+    /// Network boots in one state after which a machine is held.
+    pub boot_limit: u32,
 }
 
 /// A handle; clones speak to the same engine.

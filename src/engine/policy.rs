@@ -4,14 +4,15 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::{About, Engine};
+use crate::boot::explain::{MASKED, Preview, Previewed};
 use crate::boot::{BootAnswer, Facts, Policy, Sighting, Stage, Unanswered};
 use crate::error::Result;
 use crate::lifecycle::{self, BootChoice, Event, State};
-use crate::machine::MacAddr;
+use crate::machine::{MacAddr, MachineId};
 
 impl Policy for Engine {
     fn sighted(&self, sighting: Sighting) {
-        self.tell(About::Mac(sighting.mac), fact(&sighting));
+        self.tell(About::Mac(sighting.mac), self.fact(&sighting));
     }
 
     /// For the timeline of a machine that is known; a stranger's silence is counted by the boot services alone.
@@ -31,6 +32,12 @@ impl Policy for Engine {
         })
     }
 
+    fn noted(&self, mac: MacAddr, sentence: String) {
+        if let Some(machine) = self.world().by_mac(mac) {
+            self.tell(About::Machine(machine.id), Event::Noted { sentence });
+        }
+    }
+
     fn boot_answer(&self, asking: Sighting) -> BoxFuture<'_, Result<BootAnswer>> {
         async move {
             let known = self.world().by_mac(asking.mac);
@@ -38,13 +45,16 @@ impl Policy for Engine {
                 // Where another server gave the address, this is the first that is seen of the boot.
                 Some(machine) if machine.state != State::Expected => machine,
                 _ => {
-                    let id = self.submit(About::Mac(asking.mac), fact(&asking)).await?;
+                    let id = self.submit(About::Mac(asking.mac), self.fact(&asking)).await?;
                     self.find(&id.to_string())?
                 }
             };
             let choice = lifecycle::boot_choice(&machine);
             let named = match &choice {
                 BootChoice::Agent => "the agent".to_owned(),
+                BootChoice::LocalDisk if machine.comes_back => {
+                    format!("its own disk, though it came back {} times", machine.boots)
+                }
                 BootChoice::LocalDisk => "its own disk".to_owned(),
                 BootChoice::Hold { reason } => format!("nothing, held: {reason}"),
             };
@@ -59,12 +69,41 @@ impl Policy for Engine {
     }
 }
 
-fn fact(sighting: &Sighting) -> Event {
-    Event::Sighted(lifecycle::Sighting {
-        mac: sighting.mac,
-        uuid: sighting.uuid,
-        arch: sighting.arch,
-        address: sighting.address,
-        boots: sighting.stage != Stage::System,
-    })
+impl Preview for Engine {
+    fn preview(&self, mac: MacAddr) -> Previewed {
+        let token = MASKED.to_owned();
+        let Some(machine) = self.world().by_mac(mac) else {
+            // It becomes a machine of its own with its first request.
+            let answer = BootAnswer::Agent { machine: MachineId(uuid::Uuid::nil()), token };
+            let why = "a machine that nobody knows boots the agent, which says which one it is".to_owned();
+            return Previewed { arch: None, answer, why };
+        };
+        let state = machine.state.name();
+        let (answer, why) = match lifecycle::boot_choice(&machine) {
+            BootChoice::Agent => {
+                (BootAnswer::Agent { machine: machine.id, token }, format!("a machine that is {state} boots the agent"))
+            }
+            BootChoice::LocalDisk => {
+                let answer = BootAnswer::LocalDisk { machine: machine.id };
+                (answer, format!("a machine that is {state} boots its own disk"))
+            }
+            BootChoice::Hold { reason } => {
+                (BootAnswer::Hold { reason: reason.clone() }, format!("it is {state} and held: {reason}"))
+            }
+        };
+        Previewed { arch: machine.arch, answer, why }
+    }
+}
+
+impl Engine {
+    fn fact(&self, sighting: &Sighting) -> Event {
+        Event::Sighted(lifecycle::Sighting {
+            mac: sighting.mac,
+            uuid: sighting.uuid,
+            arch: sighting.arch,
+            address: sighting.address,
+            boots: sighting.stage != Stage::System,
+            limit: self.inner.site.boot_limit,
+        })
+    }
 }

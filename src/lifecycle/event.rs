@@ -19,6 +19,10 @@ pub enum Event {
     Unanswered {
         why: String,
     },
+    /// What the boot services found out about it: a sentence for the timeline, without effect on the state.
+    Noted {
+        sentence: String,
+    },
     /// It was handed a boot script.
     ScriptServed {
         choice: String,
@@ -79,6 +83,7 @@ impl Event {
             Event::Expected(_) => "expected",
             Event::Sighted(_) => "sighted",
             Event::Unanswered { .. } => "unanswered",
+            Event::Noted { .. } => "noted",
             Event::ScriptServed { .. } => "script_served",
             Event::Hello { .. } => "hello",
             Event::Reported { .. } => "reported",
@@ -106,6 +111,7 @@ impl Event {
                 s.address.map_or(String::new(), |a| format!(", has {a}")),
             ),
             Event::Unanswered { why } => format!("got no answer: {why}"),
+            Event::Noted { sentence } => sentence.clone(),
             Event::ScriptServed { choice } => format!("boots: {choice}"),
             Event::Hello { mode: Mode::Ram, agent_version, .. } => format!("agent {agent_version} runs in RAM"),
             Event::Hello { mode: Mode::Resident, agent_version, .. } => {
@@ -182,6 +188,13 @@ pub struct Sighting {
     pub address: Option<IpAddr>,
     /// The firmware asked: a boot has begun. Otherwise a system that runs already.
     pub boots: bool,
+    /// Boots in one state that the site allowed when this was seen: with it, a replay comes to the same end.
+    #[serde(default = "six")]
+    pub limit: u32,
+}
+
+fn six() -> u32 {
+    6
 }
 
 /// What a machine is to become. Complete when it is accepted: nothing is looked up later.

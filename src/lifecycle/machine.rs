@@ -41,8 +41,11 @@ pub struct Machine {
     pub deadline: Option<Millis>,
     /// Rungs of the ladder used up in this state.
     pub attempts: u32,
-    /// Network boots begun in this state.
+    /// Network boots begun in this state, each within an hour of the one before.
     pub boots: u32,
+    /// Delivered, and back at the network more often than the site allows, without its own system reporting in between.
+    #[serde(default)]
+    pub comes_back: bool,
     pub last_sighted: Option<Millis>,
     /// What its boot script started in this boot.
     pub served: Option<String>,
@@ -149,6 +152,7 @@ impl Machine {
             deadline: None,
             attempts: 0,
             boots: 0,
+            comes_back: false,
             last_sighted: None,
             served: None,
             unanswered: None,
@@ -193,6 +197,10 @@ impl Machine {
             (State::Broken { problem, .. }, _) => {
                 here(problem.hint.as_deref().unwrap_or("mend the cause, then `rackline machine retry`"))
             }
+            (State::Delivered { .. }, _) if self.comes_back => here(&format!(
+                "came back to the network {} times; its own disk does not start, look at its console",
+                self.boots
+            )),
             (State::Delivered { .. } | State::Retired, _) => None,
         }
     }

@@ -69,6 +69,7 @@ impl Turn {
         machine.deadline = None;
         machine.attempts = 0;
         machine.boots = 0;
+        machine.comes_back = false;
     }
 
     /// From here on the machine has `millis` to bring the next fact.

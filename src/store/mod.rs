@@ -5,6 +5,7 @@
 //! writes later would otherwise fail with "database is locked" as soon as another one writes in between.
 
 pub mod lease;
+pub mod loader;
 pub mod machines;
 pub mod seal;
 

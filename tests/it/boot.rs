@@ -339,7 +339,10 @@ fn scripts_and_files_over_http() {
     let script = curl(&["http://10.77.0.1/boot/ipxe?mac=52:54:00:77:00:01&uuid=junk&arch=bios"]);
     assert!(script.starts_with("#!ipxe\n") && script.contains("nothing to do for 52:54:00:77:00:01"), "{script}");
     let seen = appliance.watcher.seen();
-    assert_eq!((seen.len(), seen[0].stage, seen[0].uuid), (1, Stage::Ipxe, None));
+    // Once as a sighting, once with the question; and only with the question while it waits.
+    assert_eq!((seen.len(), seen[0].stage, seen[0].uuid), (2, Stage::Ipxe, None));
+    curl(&["http://10.77.0.1/boot/ipxe?mac=52:54:00:77:00:01&again=1"]);
+    assert_eq!(appliance.watcher.seen().len(), 3);
     assert_eq!(seen[0].address, Some("10.77.0.9".parse().unwrap()));
     for query in ["", "?mac=zz", "?mac=%ff%00", "?mac=1&mac=2"] {
         let script = curl(&[&format!("http://10.77.0.1/boot/ipxe{query}")]);

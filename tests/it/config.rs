@@ -8,7 +8,16 @@ const EXAMPLE: &str = include_str!("../../rackline.example.toml");
 fn the_example_is_valid_and_shows_every_section() {
     let config = Config::parse(EXAMPLE).unwrap();
     assert_eq!(config.boot.subnets.len(), 1);
-    for section in ["[site]", "[api]", "[boot]", "[[boot.interfaces]]", "[[boot.subnets]]", "[host]"] {
+    for section in [
+        "[site]",
+        "[api]",
+        "[boot]",
+        "[[boot.interfaces]]",
+        "[[boot.subnets]]",
+        "[[boot.loaders]]",
+        "[[boot.overrides]]",
+        "[host]",
+    ] {
         assert!(EXAMPLE.contains(section), "{section}");
     }
 }
@@ -25,4 +34,22 @@ fn wrong_configuration_is_named() {
     assert!(spoil("[host]", second).contains("overlap"));
     assert!(spoil("10.77.2.0-10.77.9.255", "10.78.2.0-10.78.9.255").contains("10.78.2.0"));
     assert!(spoil("\"6.1\"", "\"new\"").contains("kernel_floor"));
+    assert!(spoil("\"ipxe.efi\", \"snp", "\"ipxe.elf\", \"snp").contains("no boot file \"ipxe.elf\""));
+    assert!(spoil("boot_limit = 6", "boot_limit = 1").contains("boot_limit"));
+    assert!(spoil("machine = \"kvm-17\"\n", "").contains("either machine or mac"));
+}
+
+#[test]
+fn a_boot_script_of_the_site_is_tried_when_the_configuration_is_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, script) = (dir.path().join("rackline.toml"), dir.path().join("rescue.ipxe"));
+    std::fs::write(&config, EXAMPLE.replace("#script", "script")).unwrap();
+    assert!(Config::load(&config).unwrap_err().message().contains("cannot read the boot script"));
+    std::fs::write(&script, "#!ipxe\necho {{ mac }}\necho {{ serial }}\n").unwrap();
+    let error = Config::load(&config).unwrap_err();
+    assert_eq!(error.code(), "boot.template");
+    assert!(error.message().starts_with(&format!("{}, line 3: ", script.display())), "{error}");
+    std::fs::write(&script, "#!ipxe\necho {{ mac }}\n{% include \"again.ipxe\" %}").unwrap();
+    // Relative to the configuration's folder.
+    assert_eq!(Config::load(&config).unwrap().boot.overrides[0].script.as_ref(), Some(&script));
 }

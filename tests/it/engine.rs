@@ -25,6 +25,7 @@ async fn start(dir: &Path) -> (Engine, CancellationToken) {
         key: SigningKey::load_or_create(&dir.join("signing.key")).unwrap(),
         fleet: Fleet::new(Settings::default()),
         seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
+        boot_limit: 6,
     };
     let stop = CancellationToken::new();
     (Engine::start(site, stop.clone()).await.unwrap(), stop)

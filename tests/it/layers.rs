@@ -21,7 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("handoff", &["image", "lifecycle", "link"]),
     ("agent", &["image", "ipmi", "link", "swarm"]),
     ("engine", &["bmc", "boot", "handoff", "image", "lifecycle", "link", "store", "template"]),
-    ("api", &["engine", "image", "lifecycle", "link"]),
+    ("api", &["boot", "engine", "image", "lifecycle", "link"]),
     ("console", &["api", "engine"]),
     ("lab", &["api", "config", "image", "link"]),
     (

@@ -10,5 +10,6 @@ mod delivery;
 mod engine;
 mod image;
 mod layers;
+mod loader;
 mod net;
 mod rack;

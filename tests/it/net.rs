@@ -198,16 +198,14 @@ impl Appliance {
             inside(&ns, move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
-                    let site = http::Site {
-                        policy: policy.clone(),
-                        files: files.clone(),
-                        scripts: Scripts::new(&config.url, &config.kernel_args, "00").unwrap(),
-                    };
+                    let scripts = Arc::new(Scripts::new(&config, "00").unwrap());
                     let db = Db::open(&dir).await.unwrap();
-                    let handle = match rackline::boot::serve(&config, files, policy, db).await {
+                    let serving = rackline::boot::serve(&config, files.clone(), scripts, policy.clone(), db).await;
+                    let handle = match serving {
                         Ok(handle) => handle,
                         Err(e) => return ready.send(Err(e)).unwrap(),
                     };
+                    let site = http::Site { policy, files, loaders: handle.loaders() };
                     let listener = tokio::net::TcpListener::bind("10.77.0.1:80").await.unwrap();
                     let web = tokio::spawn(async move {
                         let app = http::router(Arc::new(site)).into_make_service_with_connect_info::<SocketAddr>();

@@ -14,6 +14,7 @@ pub use network::{Network, Range};
 pub use rule::{Rule, Settings};
 pub use subnet::{Owner, Reservation, Subnet};
 
+use super::loader::rules::{LoaderRule, Override};
 use crate::error::{Error, Result};
 
 /// The `[boot]` section.
@@ -50,6 +51,15 @@ pub struct BootConfig {
     /// DHCP servers besides us that may be there; any other one is reported.
     #[serde(default)]
     pub other_servers: Vec<Ipv4Addr>,
+    /// Network boots in one state, each within an hour of the one before, after which a machine is held.
+    #[serde(default = "boot_limit")]
+    pub boot_limit: u32,
+    /// Which boot files are tried in which order, by model and architecture.
+    #[serde(default)]
+    pub loaders: Vec<LoaderRule>,
+    /// What single machines get instead of what all others get.
+    #[serde(default)]
+    pub overrides: Vec<Override>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,9 +98,14 @@ fn five_hundred() -> u32 {
     500
 }
 
+fn boot_limit() -> u32 {
+    6
+}
+
 const MAX_URL: usize = 100;
 /// A client asks again after 4 s (RFC 2131 section 4.1), and must have had its answer by then.
 const MAX_PROBE_MS: u16 = 2000;
+const BOOT_LIMIT: std::ops::RangeInclusive<u32> = 3..=100;
 
 impl BootConfig {
     /// Every contradiction that can be seen without touching the network.
@@ -108,6 +123,7 @@ impl BootConfig {
         if self.probe_ms > MAX_PROBE_MS || self.unknown_per_second == 0 {
             return Err(wrong(format!("probe_ms is above {MAX_PROBE_MS}, or unknown_per_second is 0")));
         }
+        self.check_boot_files()?;
         for (i, subnet) in self.subnets.iter().enumerate() {
             subnet.check()?;
             if let Some(other) = self.subnets.iter().take(i).find(|s| s.network.overlaps(subnet.network)) {
@@ -125,6 +141,27 @@ impl BootConfig {
                 if subnet.reservations.iter().any(|r| r.address == interface.address) {
                     return Err(wrong(format!("{} is reserved, but is the appliance's own", interface.address)));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_boot_files(&self) -> Result<()> {
+        if !BOOT_LIMIT.contains(&self.boot_limit) {
+            return Err(wrong(format!("boot_limit is {}", self.boot_limit))
+                .hint("use 3 to 100: a healthy machine may boot twice from the network in one state"));
+        }
+        for (i, rule) in self.loaders.iter().enumerate() {
+            rule.check()?;
+            if self.loaders.iter().take(i).any(|r| r.arch == rule.arch && r.model == rule.model) {
+                return Err(wrong("two entries of boot.loaders have the same model and arch"));
+            }
+        }
+        for (i, special) in self.overrides.iter().enumerate() {
+            special.check()?;
+            special.kernel_args.iter().flatten().try_for_each(|arg| check_kernel_arg(arg))?;
+            if self.overrides.iter().take(i).any(|o| o.same_machine(special)) {
+                return Err(wrong("two entries of boot.overrides are for the same machine"));
             }
         }
         Ok(())
@@ -171,12 +208,13 @@ fn check_url(url: &str) -> Result<()> {
     }
 }
 
-/// One word that neither iPXE's shell nor the kernel reads as something else.
+/// One word that neither a boot loader's shell nor the kernel reads as something else.
 fn check_kernel_arg(arg: &str) -> Result<()> {
-    let plain = arg.bytes().all(|b| b.is_ascii_graphic() && !b"$;#|&".contains(&b));
+    let plain = arg.bytes().all(|b| b.is_ascii_graphic() && !b"$;#|&'\"\\".contains(&b));
     if arg.is_empty() || arg.len() > 256 || !plain {
-        return Err(wrong(format!("kernel argument {arg:?} is not one plain word"))
-            .hint("one argument an entry; no blanks and none of $ ; # | &, which iPXE reads as its own"));
+        return Err(wrong(format!("kernel argument {arg:?} is not one plain word")).hint(
+            "one argument an entry; no blanks and none of $ ; # | & ' \" \\, which boot loaders read as their own",
+        ));
     }
     if ["rackline.", "BOOTIF=", "initrd="].iter().any(|ours| arg.starts_with(ours)) {
         return Err(wrong(format!("kernel argument {arg:?} is set by the appliance itself")));

@@ -20,10 +20,10 @@ use std::sync::Arc;
 
 use super::config::{BootConfig, Mode, Rule, Settings};
 use super::count::{Answer, Silence};
-use super::firmware::Files;
 use super::limit::Limits;
-use super::{Facts, Policy, Sighting, Stage};
-use crate::machine::{Firmware, MacAddr};
+use super::loader::{self, Loaders};
+use super::{Facts, Policy, Sighting, explain};
+use crate::machine::MacAddr;
 use crate::store::lease::Lease;
 use reply::{BootFile, Destination, Reply};
 use request::{Kind, Request};
@@ -85,11 +85,7 @@ pub struct Door {
 /// The rules of answering; the same on every interface.
 pub struct Dhcp {
     pub table: Table,
-    /// The appliance as machines reach it, without a slash at the end.
-    pub url: String,
-    /// `false`: firmware that boots by TFTP gets an address and no file.
-    pub tftp: bool,
-    pub files: Arc<Files>,
+    pub loaders: Arc<Loaders>,
     policy: Arc<dyn Policy>,
     rules: Vec<Rule>,
     unknown_lease_seconds: u32,
@@ -102,14 +98,12 @@ impl Dhcp {
     pub fn new(
         config: &BootConfig,
         leases: impl IntoIterator<Item = Lease>,
-        files: Arc<Files>,
+        loaders: Arc<Loaders>,
         policy: Arc<dyn Policy>,
     ) -> Self {
         Self {
             table: Table::new(&config.subnets, leases),
-            url: config.url.clone(),
-            tftp: config.tftp,
-            files,
+            loaders,
             policy,
             rules: config.options.clone(),
             unknown_lease_seconds: config.unknown_lease_seconds,
@@ -121,8 +115,6 @@ impl Dhcp {
     /// Takes over another configuration; leases and limits go on.
     pub fn reconfigure(&mut self, config: &BootConfig) {
         self.table.reconfigure(&config.subnets);
-        self.url.clone_from(&config.url);
-        self.tftp = config.tftp;
         self.rules.clone_from(&config.options);
         self.unknown_lease_seconds = config.unknown_lease_seconds;
         self.probe = config.probe_ms > 0;
@@ -185,6 +177,23 @@ impl Dhcp {
             Kind::Inform if request.ciaddr.is_unspecified() => silent(Silence::NoAddressAsked),
             Kind::Inform => Outcome::Answer(self.answer(&asking, Answer::Ack, None, None)),
         }
+    }
+
+    /// What a card would get in each subnet, as far as that stands before it asks. Changes nothing.
+    pub fn explain(&self, now: i64, mac: MacAddr) -> Vec<explain::Network> {
+        let facts = self.policy.facts(mac);
+        let said = self.table.would(now, mac).map(|(id, subnet, would)| {
+            let (address, why) = match would {
+                plan::Would::Reserved(address) => (Some(address), "it is reserved for this machine"),
+                plan::Would::Held(address) => (Some(address), "the machine holds it"),
+                plan::Would::Again(address) => (Some(address), "the machine had it last"),
+                plan::Would::Pool => (None, "an address of the pool that is free"),
+                plan::Would::Nothing => (None, "no pool, and no reservation for this machine: it gets no answer"),
+            };
+            let lease_seconds = self.lease_seconds(id, facts.as_ref());
+            explain::Network { subnet: subnet.network.to_string(), address, why: why.to_owned(), lease_seconds }
+        });
+        said.collect()
     }
 
     /// Which network the client is on: the relay's link selection (RFC 3527), else the relay's address. Without a relay it
@@ -262,7 +271,7 @@ impl Dhcp {
                 own,
                 subnet,
                 settings: &Settings::of(&self.rules, subnet.network, facts),
-                boot: self.boot_file(request),
+                boot: self.boot_file(request, address),
             };
             reply.encode(request)
         });
@@ -271,37 +280,17 @@ impl Dhcp {
         Ready { what, packet, to, save, sighting }
     }
 
-    /// By who is asking: firmware gets iPXE, iPXE gets its script, a running system gets nothing.
-    fn boot_file(&self, request: &Request) -> BootFile {
-        match request.stage {
-            Stage::System => BootFile::None,
-            Stage::Ipxe => BootFile::Script { url: self.script_url(request) },
-            Stage::Rom => self.loader(request),
-        }
-    }
-
-    fn loader(&self, request: &Request) -> BootFile {
-        let Some((arch, name)) = request.arch.and_then(|arch| Some((arch, self.files.loader(arch)?))) else {
-            return BootFile::None;
-        };
-        if arch.is_http() || request.http {
-            BootFile::Http { url: format!("{}/boot/files/{name}", self.url) }
-        } else if self.tftp {
-            BootFile::Tftp { name: name.to_owned(), pxe_options: arch.firmware() == Firmware::Bios }
-        } else {
-            BootFile::None
-        }
-    }
-
-    fn script_url(&self, request: &Request) -> String {
-        let mut url = format!("{}/boot/ipxe?mac={}", self.url, request.client.mac);
-        if let Some(uuid) = request.client.uuid {
-            url += &format!("&uuid={uuid}");
-        }
-        if let Some(arch) = request.arch {
-            url += &format!("&arch={}", super::script::arch_name(arch));
-        }
-        url
+    /// `address`: the client's, as far as it is ours to know.
+    fn boot_file(&self, request: &Request, address: Option<Ipv4Addr>) -> BootFile {
+        self.loaders.boot_file(&loader::Asking {
+            mac: request.client.mac,
+            uuid: request.client.uuid,
+            arch: request.arch,
+            stage: request.stage,
+            http: request.http,
+            address: address.map(IpAddr::V4),
+            begins: request.kind == Kind::Discover,
+        })
     }
 }
 

@@ -72,6 +72,17 @@ impl Usage {
     }
 }
 
+/// What a card would get, were it to ask now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Would {
+    Reserved(Ipv4Addr),
+    Held(Ipv4Addr),
+    /// Its binding has ended, and nobody else has the address.
+    Again(Ipv4Addr),
+    Pool,
+    Nothing,
+}
+
 /// One subnet with its bindings.
 pub struct Plan {
     pub subnet: Subnet,
@@ -129,6 +140,17 @@ impl Plan {
             .filter(|a| self.free_for(now, client.mac, *a))
             .or_else(|| self.by_mac.get(&client.mac).copied().filter(usable))
             .or_else(|| by_uuid().or_else(by_id).filter(usable))
+    }
+
+    pub fn would(&self, now: i64, mac: MacAddr) -> Would {
+        let client = Client { mac, uuid: None, id: Vec::new(), port: None };
+        match self.known(now, &client) {
+            Some(own) if self.reservation(&client) == Some(own) => Would::Reserved(own),
+            Some(own) if self.bindings.get(&own).is_some_and(|b| b.live(now)) => Would::Held(own),
+            Some(own) => Would::Again(own),
+            None if self.subnet.pools.is_empty() => Would::Nothing,
+            None => Would::Pool,
+        }
     }
 
     /// Whether there is an address for a client that has none here. Strangers leave the last tenth of the pools to machines

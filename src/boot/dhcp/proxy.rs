@@ -25,7 +25,8 @@ impl Dhcp {
         if request.stage == Stage::System {
             return silent(Silence::NotProxied);
         }
-        let boot = match self.boot_file(request) {
+        let address = Some(request.ciaddr).filter(|a| !a.is_unspecified());
+        let boot = match self.boot_file(request, address) {
             BootFile::None => return silent(Silence::NoBootFile),
             // The class is ours in every case: without it a ROM takes the offer for one of an address.
             BootFile::Tftp { name, .. } => BootFile::Tftp { name, pxe_options: true },

@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 
-use super::plan::{Binding, Plan, State, Usage};
+use super::plan::{Binding, Plan, State, Usage, Would};
 use super::request::Client;
 use crate::boot::config::Subnet;
 use crate::machine::MacAddr;
@@ -104,6 +104,11 @@ impl Table {
         let usage = |p: &'_ mut Plan| p.usage(now);
         let usages: Vec<Usage> = self.plans.iter_mut().map(usage).collect();
         self.plans.iter().map(|p| &p.subnet).zip(usages).collect()
+    }
+
+    /// For each subnet what a card would get there; nothing is set aside.
+    pub fn would(&self, now: i64, mac: MacAddr) -> impl Iterator<Item = (SubnetId, &Subnet, Would)> {
+        self.plans.iter().enumerate().map(move |(i, plan)| (SubnetId(i), &plan.subnet, plan.would(now, mac)))
     }
 
     /// The subnets of one wire, the named one first.

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::boot::config::Reservation;
 use crate::boot::config::tests::sample;
-use crate::boot::{BootAnswer, Unanswered};
+use crate::boot::{BootAnswer, Stage, Unanswered};
 use crate::machine::{ClientArch, MacAddr};
 use crate::store::lease::LeaseState;
 
@@ -51,7 +51,7 @@ fn server_with(change: impl FnOnce(&mut BootConfig), rules: Rules) -> Dhcp {
     let mut config = BootConfig { probe_ms: 0, unknown_lease_seconds: 600, ..sample() };
     change(&mut config);
     config.check().unwrap();
-    Dhcp::new(&config, [], Arc::new(Files::sample()), Arc::new(rules))
+    Dhcp::new(&config, [], loader::tests::loaders(&config), Arc::new(rules))
 }
 
 /// A client's packet under construction.
@@ -283,7 +283,7 @@ fn a_uefi_rom_gets_its_loader_without_pxe_options() {
     assert_eq!((ack.option(43), ack.option(60)), (None, None));
     let http = |kind| uefi_rom(kind).option(60, b"HTTPClient:Arch:00016:UNDI:003001").option(93, &[0, 16]);
     let ack = boot(&mut server(), http);
-    assert_eq!(ack.text(67), "http://10.77.0.1/boot/files/snponly.efi");
+    assert_eq!(ack.text(67), "http://10.77.0.1/boot/loader/52-54-00-77-00-01/snponly.efi");
     assert_eq!((ack.text(60), ack.siaddr), ("HTTPClient", Ipv4Addr::UNSPECIFIED));
     let mut without_tftp = server_with(|config| config.tftp = false, Rules::default());
     assert_eq!(boot(&mut without_tftp, uefi_rom).option(67), None);
@@ -721,4 +721,18 @@ fn another_configuration_keeps_the_leases() {
     assert_ne!(other.yiaddr, address, "still the first one's");
     assert_eq!(got(udhcpc(REQUEST).ciaddr(address).to(&mut dhcp)).what, Answer::Ack);
     assert_eq!(silence(udhcpc(DISCOVER).relayed([10, 78, 0, 1]).to(&mut dhcp)), Silence::UnknownNetwork);
+}
+
+#[test]
+fn what_is_explained_is_what_is_given() {
+    let mut dhcp = server();
+    let would = |dhcp: &Dhcp, now| dhcp.explain(now, MacAddr(MAC)).into_iter().next().unwrap();
+    assert_eq!((would(&dhcp, NOW).address, would(&dhcp, NOW).lease_seconds), (None, 600));
+    let first = boot(&mut dhcp, uefi_rom).yiaddr;
+    for (now, why) in [(NOW, "the machine holds it"), (NOW + 3_600_000, "the machine had it last")] {
+        let network = would(&dhcp, now);
+        assert_eq!((network.subnet.as_str(), network.address), ("10.77.0.0/16", Some(first)));
+        assert_eq!(network.why, why);
+    }
+    assert_eq!(got(uefi_rom(DISCOVER).at_time(&mut dhcp, NOW + 3_600_000)).yiaddr, first);
 }

@@ -20,7 +20,7 @@ use tracing::{debug, info};
 
 use super::config::Interface;
 use super::count::{Answer, Counters, Silence};
-use super::firmware::Files;
+use super::loader::{File, Loaders};
 use super::net;
 use crate::error::Result;
 use packet::{Fault, Packet, ReadRequest};
@@ -42,7 +42,7 @@ const RETRIES: u32 = 5;
 pub struct Server {
     socket: UdpSocket,
     interface: Interface,
-    files: Arc<Files>,
+    loaders: Arc<Loaders>,
     counters: Arc<Counters>,
     transfers: Transfers,
 }
@@ -56,9 +56,9 @@ struct Transfers {
 }
 
 impl Server {
-    pub fn open(interface: &Interface, files: Arc<Files>, counters: Arc<Counters>) -> Result<Self> {
+    pub fn open(interface: &Interface, loaders: Arc<Loaders>, counters: Arc<Counters>) -> Result<Self> {
         let socket = net::udp(interface, interface.address, PORT)?;
-        Ok(Self { socket, interface: interface.clone(), files, counters, transfers: Transfers::default() })
+        Ok(Self { socket, interface: interface.clone(), loaders, counters, transfers: Transfers::default() })
     }
 
     /// Runs until cancelled; transfers end with it.
@@ -88,7 +88,7 @@ impl Server {
         };
         // Firmware may put a slash before the name; nothing else of a path is known here.
         let name = request.name.strip_prefix('/').unwrap_or(&request.name);
-        let Some(file) = self.files.memory.get(name) else {
+        let Some(file) = self.loaders.file(name) else {
             info!(%client, name = ?name.chars().take(64).collect::<String>(), "TFTP file is not offered");
             let known = !name.contains(['/', '\\']);
             let (fault, why) = match known {
@@ -111,7 +111,17 @@ impl Server {
         debug!(%client, name, "TFTP transfer");
         self.counters.sent(Answer::TftpTransfer);
         let counters = self.counters.clone();
-        self.transfers.start(client, send(socket, client, Transfer::new(file, &request), request, counters));
+        let (loaders, name) = (self.loaders.clone(), name.to_owned());
+        self.transfers.start(client, async move {
+            let file = match file {
+                File::Ready(file) => Some(file),
+                File::Made(making) => making.await,
+            };
+            let Some(file) = file else { return counters.silent(Silence::TftpBusy) };
+            if send(socket, client, Transfer::new(&file, &request), request, &counters).await {
+                loaders.fetched_by(client.ip(), &name);
+            }
+        });
     }
 
     fn refuse(&self, client: SocketAddr, fault: Fault, why: &str) {
@@ -156,14 +166,19 @@ impl Transfers {
     }
 }
 
-/// Sends until the last block is acknowledged, the client says stop, or nothing was heard for [`RETRIES`] repetitions.
+/// Sends until the last block is acknowledged (`true`), the client says stop, or nothing was heard for [`RETRIES`]
+/// repetitions.
 async fn send(
     socket: UdpSocket,
     client: SocketAddr,
     mut transfer: Transfer,
     request: ReadRequest,
-    counters: Arc<Counters>,
-) {
+    counters: &Counters,
+) -> bool {
+    let sent = |what| {
+        counters.sent(what);
+        what == Answer::TftpComplete
+    };
     let mut retry = request.timeout.map_or(RETRY, |seconds| Duration::from_secs(seconds.into()));
     let doubles = request.timeout.is_none();
     let mut left = RETRIES;
@@ -171,34 +186,35 @@ async fn send(
     loop {
         for packet in transfer.window() {
             if socket.send_to(&packet, client).await.is_err() {
-                return counters.silent(Silence::SendFailed);
+                counters.silent(Silence::SendFailed);
+                return false;
             }
         }
         let deadline = Instant::now() + retry;
         let progress = loop {
             match tokio::time::timeout_at(deadline, socket.recv_from(&mut buffer)).await {
                 Err(_) => break None,
-                Ok(Err(_)) => return counters.sent(Answer::TftpGivenUp),
+                Ok(Err(_)) => return sent(Answer::TftpGivenUp),
                 Ok(Ok((_, from))) if from != client => continue,
                 Ok(Ok((length, _))) => match Packet::parse(buffer.get(..length).unwrap_or_default()) {
                     Some(Packet::Ack(number)) => match transfer.acknowledge(number) {
                         Progress::Nothing => continue,
                         progress => break Some(progress),
                     },
-                    Some(Packet::Error) => return,
+                    Some(Packet::Error) => return false,
                     _ => continue,
                 },
             }
         };
         match progress {
-            Some(Progress::Complete) => return counters.sent(Answer::TftpComplete),
+            Some(Progress::Complete) => return sent(Answer::TftpComplete),
             Some(_) => {
                 left = RETRIES;
                 retry = if doubles { RETRY } else { retry };
             }
             None if left == 0 => {
                 info!(%client, name = request.name, "TFTP client went silent");
-                return counters.sent(Answer::TftpGivenUp);
+                return sent(Answer::TftpGivenUp);
             }
             None => {
                 left -= 1;

@@ -14,7 +14,7 @@ pub mod verifying;
 use super::event::{Action, Event, Refused, Sighting};
 use super::machine::{AgentSeen, Millis, State};
 use super::{BootChoice, Turn, boot_choice};
-use crate::link::{Outcome, Problem};
+use crate::link::{Mode, Outcome, Problem};
 use crate::machine::PowerAction;
 
 const SECOND: Millis = 1_000;
@@ -37,8 +37,10 @@ pub const ERASE: Millis = 60 * MINUTE;
 
 /// The same reason for no answer is told again after this time.
 const UNANSWERED_AGAIN: Millis = 10 * MINUTE;
-/// Network boots in one state, after which the machine is held instead of rebooted for ever.
-const BOOTS_IN_ONE_STATE: u32 = 6;
+/// Boots further apart than this are not a loop: the slowest loop is a server that tests its memory and finds no boot file.
+const LOOP: Millis = 60 * MINUTE;
+/// A loop that the timeline has told of goes on with one boot in this time.
+const TOLD: Millis = 10 * MINUTE;
 /// Requests of ROM and boot loader this close together belong to one boot.
 const ONE_BOOT: Millis = 20 * SECOND;
 /// Times the ladder power-cycles a machine in one state.
@@ -67,13 +69,18 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
                 machine.name.clone_from(name);
             }
             machine.uuid = uuid.or(machine.uuid);
+            if *mode == Mode::Resident && matches!(machine.state, State::Verifying | State::Delivered { .. }) {
+                // Its own system runs: it has arrived where the boots were to lead.
+                machine.boots = 0;
+                machine.comes_back = false;
+            }
             if machine.serial.is_none() {
                 machine.serial.clone_from(serial);
             }
         }
         Event::Reported { number, .. } if *number != turn.machine.number => return Err(Refused::Stale),
         Event::Reported { outcome: Outcome::Leaving, .. } => return Ok(true),
-        Event::ActionDone { .. } => return Ok(true),
+        Event::ActionDone { .. } | Event::Noted { .. } => return Ok(true),
         // It asks every few seconds; the timeline wants each reason once in a while.
         Event::Unanswered { why } => {
             let machine = &mut turn.machine;
@@ -130,8 +137,10 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
 fn sighted(turn: &mut Turn, sighting: &Sighting) -> Result<bool, Refused> {
     let now = turn.now;
     let machine = &mut turn.machine;
-    // A boot asks for an address more than once: the ROM, then iPXE.
-    let boot = sighting.boots && machine.last_sighted.is_none_or(|at| now - at > ONE_BOOT);
+    // A boot asks for an address more than once: the ROM, then iPXE. Of a loop that was told, a boot now and then is enough.
+    let apart = if machine.boots > sighting.limit { TOLD } else { ONE_BOOT };
+    let since = machine.last_sighted.map(|at| now - at);
+    let boot = sighting.boots && since.is_none_or(|since| since > apart);
     let new = boot
         || machine.address != sighting.address
         || !machine.macs.contains(&sighting.mac)
@@ -145,20 +154,38 @@ fn sighted(turn: &mut Turn, sighting: &Sighting) -> Result<bool, Refused> {
     machine.address = sighting.address.or(machine.address);
     if boot {
         machine.last_sighted = Some(now);
-        machine.boots += 1;
         machine.agent = None;
         machine.served = None;
-        if machine.boots > BOOTS_IN_ONE_STATE && matches!(boot_choice(machine), BootChoice::Agent) {
-            let boots = machine.boots;
-            turn.broken(problem(
-                "boot.loop",
-                format!("booted from the network {boots} times without moving on"),
-                "look at its console; `rackline machine events` shows how far each boot came",
-            ));
-            return Ok(true);
-        }
+        machine.boots = if since.is_some_and(|since| since > LOOP) { 1 } else { machine.boots + 1 };
+        return Ok(loops(turn, sighting.limit));
     }
     Ok(false)
+}
+
+/// A machine that boots again and again is held, or, where it is in use, said to be in trouble: the appliance never stands
+/// between a delivered host and its disk. `true`: the state has changed.
+fn loops(turn: &mut Turn, limit: u32) -> bool {
+    let boots = turn.machine.boots;
+    let over = boots > limit;
+    let (title, hint) = match (&turn.machine.state, boot_choice(&turn.machine)) {
+        (State::Delivered { .. }, _) => {
+            turn.machine.comes_back = over;
+            return false;
+        }
+        (_, BootChoice::Hold { .. }) => return false,
+        (_, BootChoice::LocalDisk) => (
+            format!("came back to the network {boots} times instead of starting from its own disk"),
+            "look at its console for what the boot loader says; then `rackline machine retry` writes the disk again",
+        ),
+        (_, BootChoice::Agent) => (
+            format!("booted from the network {boots} times without moving on"),
+            "look at its console; `rackline machine events` shows how far each boot came, `rackline boot explain` what it gets",
+        ),
+    };
+    if over {
+        turn.broken(problem("boot.loop", title, hint));
+    }
+    over
 }
 
 /// A failed action matters where the machine waits for its effect; else it is told and that is all.
