@@ -1,4 +1,5 @@
-//! `GET /api/v1/boot/explain/{mac}?arch=…`: what this machine would get now, and why. Changes nothing.
+//! `GET /api/v1/boot`: how the boot services fare. `GET /api/v1/boot/explain/{mac}?arch=…`: what this machine would get now,
+//! and why. Neither changes anything.
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -6,6 +7,7 @@ use serde::Deserialize;
 
 use super::{Failure, Shared};
 use crate::boot::explain::Explanation;
+use crate::boot::monitor::Status;
 use crate::engine;
 use crate::error::{Error, Result};
 use crate::machine::{ClientArch, MacAddr};
@@ -14,6 +16,10 @@ use crate::machine::{ClientArch, MacAddr};
 #[serde(deny_unknown_fields)]
 pub struct As {
     arch: Option<String>,
+}
+
+pub async fn status(State(s): State<Shared>) -> Json<Status> {
+    Json(s.monitor.status())
 }
 
 pub async fn explain(

@@ -14,6 +14,7 @@ use axum::Router;
 use axum::routing::{get, post};
 
 use crate::boot::explain::Explainer;
+use crate::boot::monitor::Monitor;
 use crate::engine::Engine;
 use crate::image::catalogue::Catalogue;
 
@@ -28,6 +29,7 @@ pub struct Shared {
     pub engine: Engine,
     pub catalogue: Arc<Catalogue>,
     pub boot: Arc<Explainer>,
+    pub monitor: Monitor,
     /// Public SSH keys that every host gets.
     pub ssh_keys: Arc<[String]>,
 }
@@ -43,6 +45,7 @@ pub fn people(shared: Shared) -> Router {
         .route("/api/v1/machines/{machine}/retry", post(machines::retry))
         .route("/api/v1/machines/{machine}/retire", post(machines::retire))
         .route("/api/v1/machines/{machine}/power", post(machines::power))
+        .route("/api/v1/boot", get(boot::status))
         .route("/api/v1/boot/explain/{mac}", get(boot::explain))
         .route("/api/v1/images", get(machines::images))
         .route("/api/v1/changes", get(machines::changes))

@@ -215,14 +215,8 @@ pub async fn serve(
     let known = learnt::load(&db, loader::CARDS).await?;
     let (learns, learning) = mpsc::channel(learnt::WAITING);
     let loaders = Arc::new(Loaders::new(config, files, scripts, policy.clone(), known, learns)?);
-    let monitor = Monitor {
-        dhcp: Arc::new(Mutex::new(Dhcp::new(config, leases, loaders.clone(), policy.clone()))),
-        config: Arc::new(Mutex::new(config.clone())),
-        counters: counters.clone(),
-        others: Arc::default(),
-        silences: Arc::default(),
-    };
-    monitor.others.expect(&config.other_servers);
+    let dhcp = Arc::new(Mutex::new(Dhcp::new(config, leases, loaders.clone(), policy.clone())));
+    let monitor = Monitor::new(dhcp, config, counters.clone());
 
     // All sockets first: where one cannot be opened, nothing has been answered yet.
     let (writer, writing) = Writer::start(db.clone(), committed);

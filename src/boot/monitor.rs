@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -30,20 +30,24 @@ pub struct Monitor {
     pub(super) counters: Arc<Counters>,
     pub(super) others: Arc<Others>,
     pub(super) silences: Arc<Silences>,
+    /// Why the configuration on disk is not the one in use.
+    pub(super) refused: Arc<Mutex<Option<String>>>,
 }
 
 /// The boot services at a glance.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Status {
+    /// Why the configuration on disk is not the one in use; none: it is.
+    pub refused: Option<String>,
     pub subnets: Vec<SubnetStatus>,
     pub other_servers: Vec<OtherServer>,
     /// Latest first.
     pub unanswered: Vec<Unheard>,
     /// What was sent and what was not, by name.
-    pub counters: BTreeMap<&'static str, u64>,
+    pub counters: BTreeMap<String, u64>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct SubnetStatus {
     pub network: String,
     pub shared: Option<String>,
@@ -53,7 +57,7 @@ pub struct SubnetStatus {
     pub percent: u32,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unheard {
     pub mac: MacAddr,
     pub why: String,
@@ -63,6 +67,13 @@ pub struct Unheard {
 }
 
 impl Monitor {
+    pub fn new(dhcp: Arc<Mutex<Dhcp>>, config: &BootConfig, counters: Arc<Counters>) -> Self {
+        let others = Arc::<Others>::default();
+        others.expect(&config.other_servers);
+        let config = Arc::new(Mutex::new(config.clone()));
+        Self { dhcp, config, counters, others, silences: Arc::default(), refused: Arc::default() }
+    }
+
     pub fn status(&self) -> Status {
         let subnets = {
             let mut dhcp = self.dhcp.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,7 +93,8 @@ impl Monitor {
             subnets,
             other_servers: self.others.list(),
             unanswered: self.silences.list(),
-            counters: self.counters.snapshot().into_iter().collect(),
+            counters: self.counters.snapshot().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
+            refused: self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 
@@ -117,6 +129,11 @@ impl Monitor {
             "the boot services go on with the new configuration"
         );
         Ok(true)
+    }
+
+    /// For [`Status::refused`].
+    pub fn refused(&self, why: Option<String>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// Says when a pool runs low, before it hurts, and when it has room again.

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -29,7 +29,7 @@ const SAY_AGAIN: i64 = 3_600_000;
 /// Class of our own DISCOVER, for whoever reads a capture.
 const CLASS: &[u8] = b"rackline-watch";
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OtherServer {
     /// Server identifier of its answers (option 54), else their sender's address.
     pub address: Ipv4Addr,

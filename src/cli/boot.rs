@@ -1,4 +1,4 @@
-//! `rackline boot …`: what a machine would get from the network, and why.
+//! `rackline boot …`: how the boot services fare, and what a machine would get from the network, and why.
 
 use clap::Subcommand;
 
@@ -6,6 +6,7 @@ use super::remote::Remote;
 use super::show;
 use crate::api::client::segment;
 use crate::boot::explain::{Explanation, Loader};
+use crate::boot::monitor::Status;
 use crate::error::Result;
 use crate::machine::MacAddr;
 
@@ -22,6 +23,8 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Pools, other DHCP servers, requests without answer, counters.
+    Status,
     /// Address, boot file and script that a machine would get now, each with the reason. Changes nothing.
     Explain {
         /// Of the network card it boots from.
@@ -34,7 +37,14 @@ enum Command {
 
 pub async fn run(args: Args) -> Result<()> {
     let client = args.remote.client()?;
-    let Command::Explain { mac, arch } = args.command;
+    let (mac, arch) = match args.command {
+        Command::Explain { mac, arch } => (mac, arch),
+        Command::Status => {
+            let status: Status = client.get("/api/v1/boot").await?;
+            show::print(args.json, &status, || show::boot_status(&status));
+            return Ok(());
+        }
+    };
     let arch = arch.map_or(String::new(), |arch| format!("?arch={}", segment(&arch)));
     let explanation: Explanation = client.get(&format!("/api/v1/boot/explain/{mac}{arch}")).await?;
     show::print(args.json, &explanation, || text(&explanation));

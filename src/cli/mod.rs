@@ -2,6 +2,7 @@
 
 mod agent;
 mod boot;
+mod reload;
 mod remote;
 mod image;
 mod machine;

@@ -8,6 +8,7 @@ use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::reload::Reload;
 use crate::api::{self, Shared};
 use crate::bmc::Fleet;
 use crate::boot::firmware::Files;
@@ -62,7 +63,12 @@ pub async fn run(args: Args) -> Result<()> {
     let loaders = services.loaders();
     let boot_pages = boot::http::router(Arc::new(boot::http::Site { policy, files, loaders }));
     let boot = Arc::new(services.explainer(Arc::new(engine.clone())));
-    let shared = Shared { engine: engine.clone(), catalogue, boot, ssh_keys: config.host.ssh_keys.clone().into() };
+    let monitor = services.monitor();
+    let ssh_keys = config.host.ssh_keys.clone().into();
+    let reload =
+        Reload { path: args.config, monitor: monitor.clone(), engine: engine.clone(), current: config.clone() };
+    tokio::spawn(reload.run(stop.clone()));
+    let shared = Shared { engine: engine.clone(), catalogue, boot, monitor, ssh_keys };
     let for_machines = api::agents(shared.clone()).merge(boot_pages);
     let for_people = api::people(shared).merge(console::router(engine));
     let address = people.local_addr().unwrap_or(config.api.listen);
@@ -132,7 +138,7 @@ fn catalogue(cache: &Cache, key: PublicKey) -> Result<Catalogue> {
 }
 
 /// Tells the engine of every expected machine; what it knows already changes nothing.
-async fn import(engine: &Engine, config: &Config) -> Result<()> {
+pub async fn import(engine: &Engine, config: &Config) -> Result<()> {
     let Some(path) = &config.site.expected else { return Ok(()) };
     let text = std::fs::read_to_string(path)
         .or_fail(Kind::Config, "expected.read", || format!("cannot read {}", path.display()))?;

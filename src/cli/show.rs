@@ -3,6 +3,7 @@
 use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::api::view::{EventView, MachineView};
+use crate::boot::monitor::Status;
 use crate::image::Catalogue;
 
 pub fn print(json: bool, value: &impl serde::Serialize, table: impl FnOnce() -> String) {
@@ -124,9 +125,59 @@ pub fn images(catalogue: &Catalogue) -> String {
 pub fn events(events: &[EventView]) -> String {
     let mut table = table(&["#", "WHEN", "WHAT"]);
     for e in events {
-        let at =
-            jiff::Timestamp::from_millisecond(e.at).map_or(String::new(), |t| t.strftime("%H:%M:%S%.3f").to_string());
+        let at = time(e.at);
         table.add_row([e.sequence.to_string(), at, e.text.clone()]);
     }
     table.to_string()
+}
+
+/// UTC, of today as far as a reader cares.
+fn time(millis: i64) -> String {
+    jiff::Timestamp::from_millisecond(millis).map_or(String::new(), |t| t.strftime("%H:%M:%S%.3f").to_string())
+}
+
+/// Pools first, then what somebody has to act upon, then the counters that are not zero.
+pub fn boot_status(status: &Status) -> String {
+    let mut text = String::new();
+    if let Some(why) = &status.refused {
+        text += &format!("the configuration on disk is not in use: {why}\n\n");
+    }
+    let mut pools = table(&["SUBNET", "WIRE", "TAKEN", "OF", ""]);
+    for s in &status.subnets {
+        let bar = "#".repeat((s.percent / 5).min(20) as usize);
+        let wire = s.shared.clone().unwrap_or_default();
+        pools.add_row([
+            s.network.clone(),
+            wire,
+            s.taken.to_string(),
+            s.size.to_string(),
+            format!("{:3} % {bar}", s.percent),
+        ]);
+    }
+    text += &pools.to_string();
+    if !status.other_servers.is_empty() {
+        let mut others = table(&["OTHER DHCP SERVER", "MAC", "INTERFACE", "ANSWERS", "LAST"]);
+        for o in &status.other_servers {
+            others.add_row([
+                o.address.to_string(),
+                o.mac.to_string(),
+                o.interface.clone(),
+                o.answers.to_string(),
+                time(o.last),
+            ]);
+        }
+        text += &format!("\n\n{others}");
+    }
+    if !status.unanswered.is_empty() {
+        let mut silent = table(&["NO ANSWER TO", "TIMES", "LAST", "WHY"]);
+        for u in status.unanswered.iter().take(20) {
+            silent.add_row([u.mac.to_string(), u.times.to_string(), time(u.last), u.why.clone()]);
+        }
+        text += &format!("\n\n{silent}");
+    }
+    let mut counters = table(&["COUNTER", "TIMES"]);
+    for (name, n) in status.counters.iter().filter(|(_, n)| **n > 0) {
+        counters.add_row([name.clone(), n.to_string()]);
+    }
+    text + &format!("\n\n{counters}")
 }

@@ -385,13 +385,18 @@ fn two_ipxe_guests_boot_side_by_side() {
 }
 
 /// A BIOS machine with QEMU's iPXE ROM.
-fn guest(net: &Net, n: u8) -> Running {
+pub fn guest(net: &Net, n: u8) -> Running {
+    guest_with(net, n, "", &[])
+}
+
+/// With more for the card and for the machine.
+pub fn guest_with(net: &Net, n: u8, card: &str, more: &[&str]) -> Running {
     let tap = format!("tap{n}");
     run("ip", &["-n", &net.client, "tuntap", "add", "dev", &tap, "mode", "tap"]);
     run("ip", &["-n", &net.client, "link", "set", &tap, "master", "br0", "up"]);
     let console = format!("file:{}", net.path(&format!("console{n}")).display());
     let netdev = format!("tap,id=n0,ifname={tap},script=no,downscript=no");
-    let device = format!("virtio-net-pci,netdev=n0,mac=52:54:00:77:00:0{n},bootindex=1");
+    let device = format!("virtio-net-pci,netdev=n0,mac=52:54:00:77:00:0{n},bootindex=1{card}");
     let args = [
         "-accel",
         "tcg,tb-size=64",
@@ -410,5 +415,6 @@ fn guest(net: &Net, n: u8) -> Running {
         "-device",
         &device,
     ];
+    let args: Vec<&str> = args.into_iter().chain(more.iter().copied()).collect();
     Running(net.client("qemu-system-x86_64", &args).spawn().unwrap())
 }

@@ -15,6 +15,7 @@ use rackline::boot::dhcp::Dhcp;
 use rackline::boot::explain::{Explainer, Explanation};
 use rackline::boot::firmware::Files;
 use rackline::boot::loader::Loaders;
+use rackline::boot::monitor::Monitor;
 use rackline::boot::script::Scripts;
 use rackline::boot::{BootAnswer, Sighting, Stage};
 use rackline::engine::{Engine, SeedFacts, Site};
@@ -57,9 +58,10 @@ fn people(dir: &Path, engine: &Engine, config: &BootConfig) -> axum::Router {
     let (learns, _) = tokio::sync::mpsc::channel(1);
     let loaders = Arc::new(Loaders::new(config, files, scripts, policy.clone(), vec![], learns).unwrap());
     let dhcp = Arc::new(Mutex::new(Dhcp::new(config, [], loaders.clone(), policy.clone())));
+    let monitor = Monitor::new(dhcp.clone(), config, Arc::default());
     let boot = Arc::new(Explainer { dhcp, loaders, policy, preview: Arc::new(engine.clone()) });
     let catalogue = Arc::new(Catalogue::open(&dir.join("images"), &[key]).unwrap());
-    api::people(Shared { engine: engine.clone(), catalogue, boot, ssh_keys: Arc::new([]) })
+    api::people(Shared { engine: engine.clone(), catalogue, boot, monitor, ssh_keys: Arc::new([]) })
 }
 
 async fn explain(people: &axum::Router, what: &str) -> Result<Explanation, String> {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use rackline::boot::config::BootConfig;
 use rackline::boot::firmware::Files;
+use rackline::boot::monitor::Monitor;
 use rackline::boot::script::Scripts;
 use rackline::boot::{BootAnswer, Facts, Handle, Policy, Sighting, Unanswered, http};
 use rackline::machine::MacAddr;
@@ -148,9 +149,13 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 
 /// Holds every machine, and remembers what it was told.
 #[derive(Default)]
-pub struct Watcher(Mutex<Vec<Sighting>>);
+pub struct Watcher(Mutex<Vec<Sighting>>, Mutex<Vec<Unanswered>>);
 
 impl Watcher {
+    pub fn unheard(&self) -> Vec<Unanswered> {
+        self.1.lock().unwrap().clone()
+    }
+
     pub fn seen(&self) -> Vec<Sighting> {
         self.0.lock().unwrap().clone()
     }
@@ -161,7 +166,9 @@ impl Policy for Watcher {
         self.0.lock().unwrap().push(sighting);
     }
 
-    fn unanswered(&self, _: Unanswered) {}
+    fn unanswered(&self, unanswered: Unanswered) {
+        self.1.lock().unwrap().push(unanswered);
+    }
 
     fn facts(&self, _: MacAddr) -> Option<Facts> {
         None
@@ -177,6 +184,7 @@ impl Policy for Watcher {
 /// The boot services, with a web server, in the server namespace.
 pub struct Appliance {
     pub watcher: Arc<Watcher>,
+    pub monitor: Monitor,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -211,7 +219,7 @@ impl Appliance {
                         let app = http::router(Arc::new(site)).into_make_service_with_connect_info::<SocketAddr>();
                         axum::serve(listener, app).await.unwrap();
                     });
-                    ready.send(Ok(())).unwrap();
+                    ready.send(Ok(handle.monitor())).unwrap();
                     let _ = stopped.await;
                     web.abort();
                     show(&handle);
@@ -219,8 +227,8 @@ impl Appliance {
                 });
             });
         });
-        started.recv().unwrap()?;
-        Ok(Self { watcher, stop: Some(stop), thread: Some(thread) })
+        let monitor = started.recv().unwrap()?;
+        Ok(Self { watcher, monitor, stop: Some(stop), thread: Some(thread) })
     }
 
     /// What is on disk after the services ended.

@@ -151,7 +151,9 @@ impl Server {
         let own = self.port.interface.address;
         let direct = self.dhcp(|dhcp| dhcp.table.of(own).is_some() && dhcp.table.of(own) == dhcp.table.of(address));
         let wait = Duration::from_millis(self.monitor.probe_ms().into());
-        let found = self.prober.anyone_at(address, direct, wait).await;
+        let client = then.sighting.as_ref().map(|s| s.mac);
+        // Its own answer is no conflict: it has the address from an earlier life.
+        let found = self.prober.anyone_at(address, direct, wait).await.filter(|mac| Some(*mac) != client);
         let taken = self.dhcp(|dhcp| dhcp.table.probed(now_ms(), address, found));
         let Some(mac) = found else { return self.deliver(then) };
         warn!(%address, %mac, "an address of the pool is in use by a machine that did not get it from us; it is set aside");
