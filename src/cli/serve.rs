@@ -12,6 +12,7 @@ use crate::api::{self, Shared};
 use crate::bmc::Fleet;
 use crate::boot::firmware::Files;
 use crate::boot::script::Scripts;
+use crate::boot::switch::{self, Switches};
 use crate::config::{Config, expected};
 use crate::console;
 use crate::engine::{About, Engine, SeedFacts, Site};
@@ -48,22 +49,33 @@ pub async fn run(args: Args) -> Result<()> {
     let initrd = ram::assemble(&cache, &system, &exe)?;
     let seed = SeedFacts { url: config.boot.url.clone(), kernel_floor: config.host.kernel_floor.clone() };
     let fleet = Fleet::new(bmc::Settings::default());
-    let site = Site { db: db.clone(), seal, key, fleet: fleet.clone(), seed, boot_limit: config.boot.boot_limit };
+    let switches = Arc::new(Switches::new(config.switches.clone(), &config.services, &config.boot)?);
+    let site = Site {
+        db: db.clone(),
+        seal,
+        key,
+        fleet: fleet.clone(),
+        seed,
+        boot_limit: config.boot.boot_limit,
+        switches: switches.clone(),
+    };
 
     let people = people_listener(config.api.listen)?;
     let machines = machines_listener(&config).await?;
     let engine = Engine::start(site, stop.clone()).await?;
     import(&engine, &config).await?;
 
-    let files = Arc::new(boot_files(&system, &initrd)?);
+    let mut files = boot_files(&system, &initrd)?;
+    files.memory.extend(switches.tftp_files());
+    let files = Arc::new(files);
     let policy: Arc<dyn boot::Policy> = Arc::new(engine.clone());
     let scripts = Arc::new(Scripts::new(&config.boot, &public.to_string())?);
-    let services = boot::serve(&config.boot, files.clone(), scripts, policy.clone(), db).await?;
+    let services = boot::serve(&config.boot, files.clone(), scripts, switches.clone(), policy.clone(), db).await?;
     let loaders = services.loaders();
     let boot_pages = boot::http::router(Arc::new(boot::http::Site { policy, files, loaders }));
     let boot = Arc::new(services.explainer(Arc::new(engine.clone())));
     let shared = Shared { engine: engine.clone(), catalogue, boot, ssh_keys: config.host.ssh_keys.clone().into() };
-    let for_machines = api::agents(shared.clone()).merge(boot_pages);
+    let for_machines = api::agents(shared.clone()).merge(boot_pages).merge(switch::http::router(switches));
     let for_people = api::people(shared).merge(console::router(engine));
     let address = people.local_addr().unwrap_or(config.api.listen);
     tracing::info!(site = %config.site.name, console = %format!("http://{address}/"), machines = %config.boot.url, "ready");

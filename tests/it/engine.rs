@@ -26,6 +26,7 @@ async fn start(dir: &Path) -> (Engine, CancellationToken) {
         fleet: Fleet::new(Settings::default()),
         seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
         boot_limit: 6,
+        switches: Default::default(),
     };
     let stop = CancellationToken::new();
     (Engine::start(site, stop.clone()).await.unwrap(), stop)

@@ -13,3 +13,4 @@ mod layers;
 mod loader;
 mod net;
 mod rack;
+mod switch;
