@@ -1,5 +1,6 @@
 //! `rackline serve`: reads the configuration, opens the state, starts the parts and waits for the end.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::console;
 use crate::engine::{About, Engine, SeedFacts, Site};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::image::{Cache, Catalogue, PublicKey, RamSystem, ram};
-use crate::lifecycle::{BmcAccount, Event, Expectation};
+use crate::lifecycle::{BmcAccount, Event, Expectation, SwitchPort};
 use crate::store::seal::Seal;
 use crate::store::{self, Db};
 use crate::{bmc, boot};
@@ -63,7 +64,7 @@ pub async fn run(args: Args) -> Result<()> {
     let people = people_listener(config.api.listen)?;
     let machines = machines_listener(&config).await?;
     let engine = Engine::start(site, stop.clone()).await?;
-    import(&engine, &config).await?;
+    import(&engine, &config, &switches).await?;
 
     let mut files = boot_files(&system, &initrd)?;
     files.memory.extend(switches.tftp_files());
@@ -144,7 +145,7 @@ fn catalogue(cache: &Cache, key: PublicKey) -> Result<Catalogue> {
 }
 
 /// Tells the engine of every expected machine; what it knows already changes nothing.
-async fn import(engine: &Engine, config: &Config) -> Result<()> {
+async fn import(engine: &Engine, config: &Config, switches: &Switches) -> Result<()> {
     let Some(path) = &config.site.expected else { return Ok(()) };
     let text = std::fs::read_to_string(path)
         .or_fail(Kind::Config, "expected.read", || format!("cannot read {}", path.display()))?;
@@ -152,12 +153,14 @@ async fn import(engine: &Engine, config: &Config) -> Result<()> {
         Error::config("expected.csv", format!("{}: {}", path.display(), e.message())).hint("correct it and start again")
     })?;
     let count = machines.len();
+    let mut ports = ports_by_machine(switches);
     for machine in machines {
         let expectation = Expectation {
             name: machine.name.to_string(),
             serial: machine.serial.clone(),
             mac: machine.mac,
             place: machine.place,
+            ports: ports.remove(machine.name.as_str()).unwrap_or_default(),
             bmc: machine.bmc.as_ref().map(|b| BmcAccount { address: b.address, user: b.user.clone() }),
         };
         let about = About::Serial { serial: machine.serial, name: expectation.name.clone() };
@@ -167,7 +170,20 @@ async fn import(engine: &Engine, config: &Config) -> Result<()> {
         }
     }
     tracing::info!(count, list = %path.display(), "expected machines");
+    for (machine, ports) in ports {
+        let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+        tracing::warn!(machine, ports = ports.join(", "), "[[switches]] expects a machine that is not on the list");
+    }
     Ok(())
+}
+
+fn ports_by_machine(switches: &Switches) -> BTreeMap<String, Vec<SwitchPort>> {
+    let mut by_machine: BTreeMap<String, Vec<SwitchPort>> = BTreeMap::new();
+    for (switch, port, machine) in switches.ports() {
+        let at = SwitchPort { switch: switch.name.to_string(), port: port.to_owned() };
+        by_machine.entry(machine.to_owned()).or_default().push(at);
+    }
+    by_machine
 }
 
 async fn stop_on_signal(stop: CancellationToken) {

@@ -61,6 +61,14 @@ pub fn machine(m: &MachineView) -> String {
         lines.extend(problem.hint.iter().map(|h| format!("  hint: {h}")));
         lines.push(String::new());
     }
+    lines.extend(m.ports.iter().map(|p| format!("on {} {} ({})", p.switch, p.port, p.mac)));
+    for problem in &m.cabling {
+        lines.push(format!("  warning: {} [{}]", problem.title, problem.code));
+        lines.extend(problem.hint.iter().map(|h| format!("  hint: {h}")));
+    }
+    if !m.ports.is_empty() {
+        lines.push(String::new());
+    }
     if let Some(i) = &m.inventory {
         lines.push(format!(
             "{} {}, serial {}, {}, BIOS {}",

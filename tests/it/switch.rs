@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 
 use rackline::api::{self, Shared};
@@ -10,17 +11,19 @@ use rackline::bmc::{Fleet, Settings};
 use rackline::boot::firmware::Files;
 use rackline::boot::script::Scripts;
 use rackline::boot::switch::{self, Switches};
+use rackline::boot::{BootAnswer, Policy, RelayPort, Sighting, Stage};
 use rackline::config::Config;
 use rackline::engine::{About, Engine, SeedFacts, Site};
 use rackline::image::{Catalogue, SigningKey};
-use rackline::lifecycle::{Event, Expectation};
+use rackline::lifecycle::{Event, Expectation, SwitchPort};
+use rackline::link::Mode;
 use rackline::machine::{MacAddr, Place, Serial};
 use rackline::store::Db;
 use rackline::store::seal::Seal;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::net::{Net, can_run, command_in, inside, run, until};
+use crate::net::{Net, Running, can_run, command_in, inside, run, until};
 
 const CONFIG: &str = r#"
     [site]
@@ -81,14 +84,31 @@ const CONFIG: &str = r#"
 
 const INSTALLER: &[u8] = b"#!/bin/sh\necho a network operating system\n";
 
-/// The appliance on `lab0`, the client's `c0` on the same wire.
+/// The appliance on `lab0`; the client's `c0` on the same wire, or behind a relay on its port `Ethernet7`.
 struct Lab {
     net: Net,
+    relay: String,
 }
 
 impl Lab {
-    fn new() -> Self {
-        Self { net: Net::new() }
+    fn new(relayed: bool) -> Self {
+        let mut net = Net::new();
+        let relay = net.namespace("r");
+        let (s, r, c) = (net.server.as_str(), relay.as_str(), net.client.as_str());
+        if relayed {
+            // With it goes the direct wire.
+            run("ip", &["-n", c, "link", "del", "c0"]);
+            for (from, name, to, peer) in [(s, "lab0", r, "up0"), (r, "Ethernet7", c, "c0")] {
+                run("ip", &["-n", from, "link", "add", name, "type", "veth", "peer", "name", peer, "netns", to]);
+                run("ip", &["-n", from, "link", "set", name, "up"]);
+                run("ip", &["-n", to, "link", "set", peer, "up"]);
+            }
+            run("ip", &["-n", s, "addr", "add", "10.77.0.1/16", "dev", "lab0"]);
+            run("ip", &["-n", s, "route", "add", "10.78.0.0/24", "via", "10.77.0.22"]);
+            run("ip", &["-n", r, "addr", "add", "10.77.0.22/16", "dev", "up0"]);
+            run("ip", &["-n", r, "addr", "add", "10.78.0.1/24", "dev", "Ethernet7"]);
+        }
+        Self { net, relay }
     }
 
     /// What a switch does: takes an address with udhcpc, which leaves everything it was told in a file, one `name=value` a
@@ -155,7 +175,7 @@ impl Appliance {
     }
 }
 
-/// The engine with two expected machines, at C-U12 and C-U14, known by serial number, and by MAC
+/// The engine with two expected machines, C-U12 on Ethernet7 and C-U14 on Ethernet9, known by serial number, and by MAC
 /// address where `macs` says so.
 async fn engine(config: &Config, dir: &Path, macs: bool, stop: CancellationToken) -> (Engine, Arc<Switches>) {
     let switches = Arc::new(Switches::new(config.switches.clone(), &config.services, &config.boot).unwrap());
@@ -169,7 +189,9 @@ async fn engine(config: &Config, dir: &Path, macs: bool, stop: CancellationToken
         switches: switches.clone(),
     };
     let engine = Engine::start(site, stop).await.unwrap();
-    for (name, serial, mac, unit) in [("c03-u12", "7XK2M12", 0x12, 12), ("c03-u14", "7XK2M14", 0x14, 14)] {
+    for (name, serial, mac, unit, port) in
+        [("c03-u12", "7XK2M12", 0x12, 12, "Ethernet7"), ("c03-u14", "7XK2M14", 0x14, 14, "Ethernet9")]
+    {
         let serial: Serial = serial.parse().unwrap();
         let row = Expectation {
             name: name.into(),
@@ -177,6 +199,7 @@ async fn engine(config: &Config, dir: &Path, macs: bool, stop: CancellationToken
             mac: macs.then_some(MacAddr([0x52, 0x54, 0, 0x77, 0, mac])),
             place: Some(Place { rack: "C".into(), unit }),
             bmc: None,
+            ports: vec![SwitchPort { switch: "c-tor1".into(), port: port.into() }],
         };
         engine.submit(About::Serial { serial, name: name.into() }, Event::Expected(row)).await.unwrap();
     }
@@ -236,7 +259,7 @@ fn switches_of_each_vendor_fetch_their_configuration() {
     if !can_run(&["ip", "busybox", "curl"]) {
         return;
     }
-    let lab = Lab::new();
+    let lab = Lab::new(false);
     let _appliance = Appliance::start(&lab);
     lab.curl(&lab.net.server, &["http://10.77.0.1/boot/switch/c-tor1/startup-config"]);
     let report = lab.api("switches");
@@ -329,7 +352,7 @@ fn a_switch_that_is_not_listed_gets_nothing_and_is_told_of() {
     if !can_run(&["ip", "busybox", "curl"]) {
         return;
     }
-    let lab = Lab::new();
+    let lab = Lab::new(false);
     let _appliance = Appliance::start(&lab);
     let env = lab.lease("00:1c:73:00:00:09", &["-V", "Arista;DCS-7050S-64;01.23;JPE99999999", "-O", "bootfile"]);
     assert!(!env.contains("bootfile="), "{env}");
@@ -350,4 +373,92 @@ fn a_switch_that_is_not_listed_gets_nothing_and_is_told_of() {
     // A server with the same needs is still a machine.
     lab.lease("52:54:00:77:00:99", &["-V", "udhcp 1.35.0"]);
     until("the machine", || lab.api("machines").to_string().contains("mac-525400770099").then_some(()));
+}
+
+#[test]
+fn a_relay_with_option_82_leads_to_the_port() {
+    if !can_run(&["ip", "busybox", "curl", "dhcrelay"]) {
+        return;
+    }
+    let lab = Lab::new(true);
+    let _appliance = Appliance::start(&lab);
+    let pid = lab.net.path("dhcrelay.pid");
+    let args = ["-4", "-d", "-a", "-pf", pid.to_str().unwrap(), "-id", "Ethernet7", "-iu", "up0", "10.77.0.1"];
+    let quiet = Stdio::null;
+    let _relay = Running(command_in(&lab.relay, "dhcrelay", &args).stdout(quiet()).stderr(quiet()).spawn().unwrap());
+
+    // The machine that belongs on Ethernet9.
+    let env = lab.lease("52:54:00:77:00:14", &["-V", "udhcp 1.35.0"]);
+    assert!(told(&env, "ip").starts_with("10.78.0."), "{env}");
+    let wrong = until("c03-u14 on a port", || {
+        let machine = lab.api("machines/c03-u14");
+        (!machine["ports"].as_array().unwrap().is_empty()).then_some(machine)
+    });
+    assert_eq!(
+        (wrong["ports"][0]["switch"].as_str(), wrong["ports"][0]["port"].as_str()),
+        (Some("c-tor1"), Some("Ethernet7"))
+    );
+    let title = "c03-u12 is expected on c-tor1 Ethernet7, but c03-u14 asked there: two cables are swapped, or the list is wrong";
+    assert_eq!(wrong["cabling"][0]["title"], title);
+    assert_eq!(wrong["place"]["unit"], 14, "the list stands");
+    let events = lab.api("machines/c03-u14/events").to_string();
+    assert!(events.contains("seen on c-tor1 Ethernet7"), "{events}");
+    let page = lab.rackline(&["machine", "show", "c03-u14"]);
+    assert!(page.contains("on c-tor1 Ethernet7 (52:54:00:77:00:14)") && page.contains(title), "{page}");
+
+    // One that is on no list.
+    lab.lease("52:54:00:77:00:99", &["-V", "udhcp 1.35.0"]);
+    let stranger = until("the stranger on a port", || {
+        let machine = lab.api("machines");
+        let found = machine["machines"].as_array().unwrap().iter().find(|m| m["name"] == "mac-525400770099").cloned();
+        found.filter(|m| !m["ports"].as_array().unwrap().is_empty())
+    });
+    assert_eq!((&stranger["suggested_place"]["unit"], &stranger["place"]), (&Value::from(12), &Value::Null));
+
+    // The one that belongs there.
+    lab.lease("52:54:00:77:00:12", &["-V", "udhcp 1.35.0"]);
+    let right = until("c03-u12 on its port", || {
+        let machine = lab.api("machines/c03-u12");
+        (!machine["ports"].as_array().unwrap().is_empty()).then_some(machine)
+    });
+    assert!(right["cabling"].is_null() && right["suggested_place"].is_null(), "{right}");
+}
+
+/// The list has no MAC address: the port waits with the sighting until the agent says who it is, and outlives a restart.
+#[tokio::test]
+async fn the_port_of_a_sighting_goes_over_to_the_machine_that_was_expected() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config::parse(CONFIG).unwrap();
+    config.switches.retain(|switch| switch.installer.is_none());
+    let stop = CancellationToken::new();
+    let (machines, _) = engine(&config, dir.path(), false, stop.clone()).await;
+    let mac = MacAddr([2, 0, 0, 0, 0, 9]);
+    let relay = RelayPort {
+        relay: [10, 78, 0, 1].into(),
+        // As Cisco writes port 7 of module 0.
+        circuit: Some("0x000400d20007".into()),
+        remote: None,
+    };
+    let asking = Sighting { mac, uuid: None, arch: None, address: None, stage: Stage::Ipxe, relay: Some(relay) };
+    let BootAnswer::Agent { machine, .. } = machines.boot_answer(asking).await.unwrap() else { panic!() };
+    assert!(machines.machine(machine).unwrap().cabling()[0].title.contains("where c03-u12 (C-U12) is expected"));
+    let hello = Event::Hello {
+        mode: Mode::Ram,
+        boot_id: uuid::Uuid::from_u128(1),
+        serial: Serial::parse("7XK2M14"),
+        uuid: None,
+        macs: vec![mac],
+        agent_version: "0.1.0".into(),
+        address: None,
+        arch: None,
+        name: None,
+        seen_on: Default::default(),
+    };
+    machines.submit(About::Agent(machine), hello).await.unwrap();
+    let known = machines.find("c03-u14").unwrap();
+    assert!(known.cabling()[0].title.starts_with("c03-u12 is expected on c-tor1 Ethernet7, but c03-u14 asked there"));
+    stop.cancel();
+    drop(machines);
+    let (machines, _) = engine(&config, dir.path(), false, CancellationToken::new()).await;
+    assert_eq!(machines.find("c03-u14").unwrap().seen_on, known.seen_on);
 }
