@@ -20,7 +20,8 @@ PACKAGES := \
 	fdisk dosfstools mtools e2fsprogs `: partitions and file systems inside image files` \
 	zstd cpio kmod busybox-static `: the RAM system of the agent` \
 	iproute2 `: network namespaces` \
-	isc-dhcp-client tftp-hpa curl `: real clients for the tests`
+	isc-dhcp-client tftp-hpa curl `: real clients for the tests` \
+	isc-dhcp-relay `: a relay that adds option 82, for the tests of the port map`
 
 # What only the benchmarks need: the peers that they measure against.
 BENCH_PACKAGES := \

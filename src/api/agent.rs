@@ -63,6 +63,7 @@ pub async fn hello(
         address: Some(peer.ip()),
         arch: None,
         name: None,
+        seen_on: Default::default(),
     };
     let id = s.engine.submit(About::Agent(hello.machine), event).await?;
     let machine = s.engine.find(&id.to_string())?;

@@ -12,7 +12,7 @@ use futures::StreamExt;
 use serde::Deserialize;
 use tokio_stream::wrappers::BroadcastStream;
 
-use super::view::{DeployRequest, EventView, MachineList, MachineView, PowerRequest, StageTime, Waiting};
+use super::view::{DeployRequest, EventView, MachineList, MachineView, PortView, PowerRequest, StageTime, Waiting};
 use super::{Failure, Shared};
 use crate::engine::{About, Engine};
 use crate::error::{Error, Result};
@@ -37,6 +37,13 @@ pub fn view_of(engine: &Engine, m: &Machine, whole: bool) -> MachineView {
         serial: m.serial.clone(),
         place: m.place.clone(),
         macs: m.macs.iter().copied().collect(),
+        ports: m
+            .seen_on
+            .iter()
+            .map(|(mac, seen)| PortView { mac: *mac, switch: seen.at.switch.clone(), port: seen.at.port.clone() })
+            .collect(),
+        suggested_place: m.suggested_place().cloned(),
+        cabling: m.cabling(),
         firmware: m.arch.map(|a| a.firmware()),
         state: m.state.name().to_owned(),
         since: m.entered,

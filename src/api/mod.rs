@@ -6,6 +6,7 @@ mod boot;
 pub mod client;
 mod machines;
 mod problem;
+mod switches;
 pub mod view;
 
 use std::sync::Arc;
@@ -48,6 +49,7 @@ pub fn people(shared: Shared) -> Router {
         .route("/api/v1/boot", get(boot::status))
         .route("/api/v1/boot/explain/{mac}", get(boot::explain))
         .route("/api/v1/images", get(machines::images))
+        .route("/api/v1/switches", get(switches::list))
         .route("/api/v1/changes", get(machines::changes))
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
         .with_state(shared)

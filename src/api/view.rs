@@ -17,6 +17,15 @@ pub struct MachineView {
     pub serial: Option<Serial>,
     pub place: Option<Place>,
     pub macs: Vec<MacAddr>,
+    /// The switch ports where its NICs were seen.
+    #[serde(default)]
+    pub ports: Vec<PortView>,
+    /// Where a machine that is not on the list probably stands: where another is expected on its port.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub suggested_place: Option<Place>,
+    /// What does not fit between its switch ports and the list.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub cabling: Vec<Problem>,
     pub firmware: Option<Firmware>,
     /// `expected`, `seen`, `enlisted`, `commissioning`, `ready`, `allocated`, `deploying`, `verifying`, `delivered`,
     /// `releasing`, `broken`, `retired`.
@@ -41,6 +50,13 @@ pub struct MachineView {
     /// The signed passport as it is handed out; only in `delivered`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub passport: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PortView {
+    pub mac: MacAddr,
+    pub switch: String,
+    pub port: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -195,7 +195,7 @@ mod tests {
         ];
         let loaders = loader::tests::loaders(&config);
         let policy: Arc<dyn Policy> = Arc::new(Nobody);
-        let dhcp = Arc::new(Mutex::new(Dhcp::new(&config, [], loaders.clone(), policy.clone())));
+        let dhcp = Arc::new(Mutex::new(Dhcp::new(&config, [], loaders.clone(), Arc::default(), policy.clone())));
         let explainer = Explainer { dhcp, loaders, policy, preview: Arc::new(Agent) };
         let stranger = explainer.explain(0, MacAddr([0x52, 0x54, 0, 0x77, 0, 2]), None).unwrap();
         assert_eq!((stranger.machine.as_ref(), stranger.networks.len(), stranger.loaders.len()), (None, 2, 3));

@@ -15,6 +15,7 @@ pub mod loader;
 pub mod monitor;
 pub mod others;
 pub mod script;
+pub mod switch;
 
 mod advertise;
 mod limit;
@@ -49,6 +50,7 @@ use monitor::Monitor;
 use others::Watch;
 use probe::Prober;
 use script::Scripts;
+use switch::Switches;
 
 /// A machine asked for an address, or for its boot script.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,6 +207,7 @@ pub async fn serve(
     config: &BootConfig,
     files: Arc<Files>,
     scripts: Arc<Scripts>,
+    switches: Arc<Switches>,
     policy: Arc<dyn Policy>,
     db: Db,
 ) -> Result<Handle> {
@@ -215,7 +218,7 @@ pub async fn serve(
     let known = learnt::load(&db, loader::CARDS).await?;
     let (learns, learning) = mpsc::channel(learnt::WAITING);
     let loaders = Arc::new(Loaders::new(config, files, scripts, policy.clone(), known, learns)?);
-    let dhcp = Arc::new(Mutex::new(Dhcp::new(config, leases, loaders.clone(), policy.clone())));
+    let dhcp = Arc::new(Mutex::new(Dhcp::new(config, leases, loaders.clone(), switches, policy.clone())));
     let monitor = Monitor::new(dhcp, config, counters.clone());
 
     // All sockets first: where one cannot be opened, nothing has been answered yet.

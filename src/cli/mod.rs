@@ -8,6 +8,7 @@ mod image;
 mod machine;
 mod serve;
 mod show;
+mod switch;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,8 @@ enum Command {
     Machine(machine::Args),
     /// See how a machine boots from the network.
     Boot(boot::Args),
+    /// See switches and what they fetched.
+    Switch(switch::Args),
     /// Build images by recipe, and list them.
     Image(image::Args),
     /// A virtual rack on this machine.
@@ -47,6 +50,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => block_on(serve::run(args)),
         Command::Machine(args) => block_on(machine::run(args)),
         Command::Boot(args) => block_on(boot::run(args)),
+        Command::Switch(args) => block_on(switch::run(args)),
         Command::Image(args) => block_on(image::run(args)),
         Command::Lab(command) => return finish(block_on(lab::main(command))),
         Command::Agent(args) => block_on(agent::run(args)),

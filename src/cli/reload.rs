@@ -5,6 +5,7 @@
 //! over. What holds sockets or keys stays until a restart, and is named when it differs.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use notify::{RecursiveMode, Watcher};
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::boot::monitor::Monitor;
+use crate::boot::switch::Switches;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Kind, OrFail, Result};
@@ -27,6 +29,7 @@ pub struct Reload {
     pub current: Config,
     pub monitor: Monitor,
     pub engine: Engine,
+    pub switches: Arc<Switches>,
 }
 
 impl Reload {
@@ -88,10 +91,11 @@ impl Reload {
     async fn try_take_over(&mut self) -> Result<bool> {
         let new = Config::load(&self.path)?;
         let changed = self.monitor.reconfigure(&new.boot)?;
-        super::serve::import(&self.engine, &new).await?;
+        super::serve::import(&self.engine, &new, &self.switches).await?;
         for (part, same) in [
             ("site", format!("{:?}", new.site) == format!("{:?}", self.current.site)),
             ("api", format!("{:?}", new.api) == format!("{:?}", self.current.api)),
+            ("switches", format!("{:?}", new.switches) == format!("{:?}", self.current.switches)),
             ("host", format!("{:?}", new.host) == format!("{:?}", self.current.host)),
         ] {
             if !same {

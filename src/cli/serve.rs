@@ -1,5 +1,6 @@
 //! `rackline serve`: reads the configuration, opens the state, starts the parts and waits for the end.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,12 +14,13 @@ use crate::api::{self, Shared};
 use crate::bmc::Fleet;
 use crate::boot::firmware::Files;
 use crate::boot::script::Scripts;
+use crate::boot::switch::{self, Switches};
 use crate::config::{Config, expected};
 use crate::console;
 use crate::engine::{About, Engine, SeedFacts, Site};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::image::{Cache, Catalogue, PublicKey, RamSystem, ram};
-use crate::lifecycle::{BmcAccount, Event, Expectation};
+use crate::lifecycle::{BmcAccount, Event, Expectation, SwitchPort};
 use crate::store::seal::Seal;
 use crate::store::{self, Db};
 use crate::{bmc, boot};
@@ -49,27 +51,43 @@ pub async fn run(args: Args) -> Result<()> {
     let initrd = ram::assemble(&cache, &system, &exe)?;
     let seed = SeedFacts { url: config.boot.url.clone(), kernel_floor: config.host.kernel_floor.clone() };
     let fleet = Fleet::new(bmc::Settings::default());
-    let site = Site { db: db.clone(), seal, key, fleet: fleet.clone(), seed, boot_limit: config.boot.boot_limit };
+    let switches = Arc::new(Switches::new(config.switches.clone(), &config.services, &config.boot)?);
+    let site = Site {
+        db: db.clone(),
+        seal,
+        key,
+        fleet: fleet.clone(),
+        seed,
+        boot_limit: config.boot.boot_limit,
+        switches: switches.clone(),
+    };
 
     let people = people_listener(config.api.listen)?;
     let machines = machines_listener(&config).await?;
     let engine = Engine::start(site, stop.clone()).await?;
-    import(&engine, &config).await?;
+    import(&engine, &config, &switches).await?;
 
-    let files = Arc::new(boot_files(&system, &initrd)?);
+    let mut files = boot_files(&system, &initrd)?;
+    files.memory.extend(switches.tftp_files());
+    let files = Arc::new(files);
     let policy: Arc<dyn boot::Policy> = Arc::new(engine.clone());
     let scripts = Arc::new(Scripts::new(&config.boot, &public.to_string())?);
-    let services = boot::serve(&config.boot, files.clone(), scripts, policy.clone(), db).await?;
+    let services = boot::serve(&config.boot, files.clone(), scripts, switches.clone(), policy.clone(), db).await?;
     let loaders = services.loaders();
     let boot_pages = boot::http::router(Arc::new(boot::http::Site { policy, files, loaders }));
     let boot = Arc::new(services.explainer(Arc::new(engine.clone())));
     let monitor = services.monitor();
     let ssh_keys = config.host.ssh_keys.clone().into();
-    let reload =
-        Reload { path: args.config, monitor: monitor.clone(), engine: engine.clone(), current: config.clone() };
+    let reload = Reload {
+        path: args.config,
+        monitor: monitor.clone(),
+        engine: engine.clone(),
+        switches: switches.clone(),
+        current: config.clone(),
+    };
     tokio::spawn(reload.run(stop.clone()));
     let shared = Shared { engine: engine.clone(), catalogue, boot, monitor, ssh_keys };
-    let for_machines = api::agents(shared.clone()).merge(boot_pages);
+    let for_machines = api::agents(shared.clone()).merge(boot_pages).merge(switch::http::router(switches));
     let for_people = api::people(shared).merge(console::router(engine));
     let address = people.local_addr().unwrap_or(config.api.listen);
     tracing::info!(site = %config.site.name, console = %format!("http://{address}/"), machines = %config.boot.url, "ready");
@@ -138,7 +156,7 @@ fn catalogue(cache: &Cache, key: PublicKey) -> Result<Catalogue> {
 }
 
 /// Tells the engine of every expected machine; what it knows already changes nothing.
-pub async fn import(engine: &Engine, config: &Config) -> Result<()> {
+pub async fn import(engine: &Engine, config: &Config, switches: &Switches) -> Result<()> {
     let Some(path) = &config.site.expected else { return Ok(()) };
     let text = std::fs::read_to_string(path)
         .or_fail(Kind::Config, "expected.read", || format!("cannot read {}", path.display()))?;
@@ -146,12 +164,14 @@ pub async fn import(engine: &Engine, config: &Config) -> Result<()> {
         Error::config("expected.csv", format!("{}: {}", path.display(), e.message())).hint("correct it and start again")
     })?;
     let count = machines.len();
+    let mut ports = ports_by_machine(switches);
     for machine in machines {
         let expectation = Expectation {
             name: machine.name.to_string(),
             serial: machine.serial.clone(),
             mac: machine.mac,
             place: machine.place,
+            ports: ports.remove(machine.name.as_str()).unwrap_or_default(),
             bmc: machine.bmc.as_ref().map(|b| BmcAccount { address: b.address, user: b.user.clone() }),
         };
         let about = About::Serial { serial: machine.serial, name: expectation.name.clone() };
@@ -161,7 +181,20 @@ pub async fn import(engine: &Engine, config: &Config) -> Result<()> {
         }
     }
     tracing::info!(count, list = %path.display(), "expected machines");
+    for (machine, ports) in ports {
+        let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+        tracing::warn!(machine, ports = ports.join(", "), "[[switches]] expects a machine that is not on the list");
+    }
     Ok(())
+}
+
+fn ports_by_machine(switches: &Switches) -> BTreeMap<String, Vec<SwitchPort>> {
+    let mut by_machine: BTreeMap<String, Vec<SwitchPort>> = BTreeMap::new();
+    for (switch, port, machine) in switches.ports() {
+        let at = SwitchPort { switch: switch.name.to_string(), port: port.to_owned() };
+        by_machine.entry(machine.to_owned()).or_default().push(at);
+    }
+    by_machine
 }
 
 async fn stop_on_signal(stop: CancellationToken) {

@@ -4,6 +4,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::api::view::{EventView, MachineView};
 use crate::boot::monitor::Status;
+use crate::boot::switch::{Report, State, SwitchReport};
 use crate::image::Catalogue;
 
 pub fn print(json: bool, value: &impl serde::Serialize, table: impl FnOnce() -> String) {
@@ -61,6 +62,14 @@ pub fn machine(m: &MachineView) -> String {
         lines.extend(problem.hint.iter().map(|h| format!("  hint: {h}")));
         lines.push(String::new());
     }
+    lines.extend(m.ports.iter().map(|p| format!("on {} {} ({})", p.switch, p.port, p.mac)));
+    for problem in &m.cabling {
+        lines.push(format!("  warning: {} [{}]", problem.title, problem.code));
+        lines.extend(problem.hint.iter().map(|h| format!("  hint: {h}")));
+    }
+    if !m.ports.is_empty() {
+        lines.push(String::new());
+    }
     if let Some(i) = &m.inventory {
         lines.push(format!(
             "{} {}, serial {}, {}, BIOS {}",
@@ -105,6 +114,49 @@ pub fn machine(m: &MachineView) -> String {
         lines.push(format!("  {:<14}{:8.1} s", t.state, t.seconds));
     }
     lines.join("\n")
+}
+
+pub fn switches(report: &Report) -> String {
+    let mut lines = Vec::new();
+    if report.switches.is_empty() {
+        lines.push("no switch is listed: add [[switches]] to rackline.toml".to_owned());
+    } else {
+        let mut table = table(&["NAME", "PLACE", "SYSTEM", "ADDRESS", "PORTS", "STATE", "NOW"]);
+        for s in &report.switches {
+            table.add_row([
+                s.name.clone(),
+                s.place.as_ref().map_or(String::new(), |p| p.to_string()),
+                s.vendor.to_string(),
+                s.address.clone(),
+                s.ports.to_string(),
+                match s.state {
+                    State::Expected => "expected".into(),
+                    State::Asked => "asked".into(),
+                    State::Fetched => "fetched".into(),
+                },
+                switch_now(s),
+            ]);
+        }
+        lines.push(table.to_string());
+    }
+    for u in &report.unlisted {
+        lines.push(format!("{} asked at {} and is not in [[switches]] ({})", u.what, clock(u.asked), u.mac));
+    }
+    lines.join("\n")
+}
+
+fn switch_now(s: &SwitchReport) -> String {
+    match (&s.problem, s.fetched.last(), s.asked) {
+        (Some(problem), ..) => problem.clone(),
+        (None, Some(last), _) => format!("{} at {}", last.file, clock(last.at)),
+        (None, None, Some(at)) => format!("asked at {}", clock(at)),
+        (None, None, None) => "has not asked since the appliance started".into(),
+    }
+}
+
+/// The time of day in UTC.
+fn clock(millis: i64) -> String {
+    jiff::Timestamp::from_millisecond(millis).map_or(String::new(), |t| t.strftime("%H:%M:%S").to_string())
 }
 
 pub fn images(catalogue: &Catalogue) -> String {

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::boot::config::BootConfig;
 use crate::boot::script::Scripts;
+use crate::boot::switch::config::{self as switch, Services, Switch};
 use crate::error::{Error, Kind, OrFail, Result};
 
 #[derive(Debug, Clone, Deserialize)]
@@ -22,6 +23,12 @@ pub struct Config {
     pub boot: BootConfig,
     #[serde(default)]
     pub host: Host,
+    /// What every switch is told besides its own entry.
+    #[serde(default)]
+    pub services: Services,
+    /// The switches that get their configuration here, with the machine expected on each port.
+    #[serde(default)]
+    pub switches: Vec<Switch>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -91,7 +98,8 @@ impl Config {
         let base = path.parent().unwrap_or(Path::new("."));
         let site = [Some(&mut config.site.state), config.site.cache.as_mut(), config.site.expected.as_mut()];
         let scripts = config.boot.overrides.iter_mut().filter_map(|o| o.script.as_mut());
-        for path in site.into_iter().flatten().chain(scripts) {
+        let installers = config.switches.iter_mut().filter_map(|switch| switch.installer.as_mut());
+        for path in site.into_iter().flatten().chain(scripts).chain(installers) {
             if path.is_relative() {
                 *path = base.join(&path);
             }
@@ -106,6 +114,7 @@ impl Config {
         let config: Self =
             toml::from_str(text).map_err(|e| Error::config("config.invalid", e.to_string().trim_end()))?;
         config.boot.check()?;
+        switch::check(&config.switches, &config.boot)?;
         let floor = &config.host.kernel_floor;
         let numbers: Vec<_> = floor.split('.').map(str::parse::<u16>).collect();
         if numbers.len() != 2 || numbers.iter().any(Result::is_err) {

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 pub use orders::SeedFacts;
 
 use crate::bmc::Fleet;
+use crate::boot::switch::Switches;
 use crate::error::{Error, Result};
 use crate::image::sign::SigningKey;
 use crate::lifecycle::{Event, Machine, Millis};
@@ -67,6 +68,8 @@ pub struct Site {
     pub seed: SeedFacts,
     /// Network boots in one state after which a machine is held.
     pub boot_limit: u32,
+    /// The port map is asked where a machine is plugged in.
+    pub switches: Arc<Switches>,
 }
 
 /// A handle; clones speak to the same engine.
@@ -169,6 +172,10 @@ impl Engine {
 
     pub fn db(&self) -> &Db {
         &self.inner.site.db
+    }
+
+    pub fn switches(&self) -> &Switches {
+        &self.inner.site.switches
     }
 
     pub fn progress(&self, id: MachineId) -> Option<Progress> {

@@ -5,9 +5,9 @@ use futures::future::BoxFuture;
 
 use super::{About, Engine};
 use crate::boot::explain::{MASKED, Preview, Previewed};
-use crate::boot::{BootAnswer, Facts, Policy, Sighting, Stage, Unanswered};
+use crate::boot::{BootAnswer, Facts, Policy, RelayPort, Sighting, Stage, Unanswered};
 use crate::error::Result;
-use crate::lifecycle::{self, BootChoice, Event, State};
+use crate::lifecycle::{self, BootChoice, Event, Occupant, SeenPort, State, SwitchPort};
 use crate::machine::{MacAddr, MachineId};
 
 impl Policy for Engine {
@@ -104,6 +104,17 @@ impl Engine {
             address: sighting.address,
             boots: sighting.stage != Stage::System,
             limit: self.inner.site.boot_limit,
+            port: sighting.relay.as_ref().and_then(|relay| self.seen_port(relay)),
         })
+    }
+
+    /// Where the port map has the port behind a relay, and whom it expects there.
+    fn seen_port(&self, relay: &RelayPort) -> Option<SeenPort> {
+        let located = self.switches().locate(relay)?;
+        let expects = located.expects.map(|name| {
+            let place = self.world().by_name(&name).and_then(|machine| machine.place.clone());
+            Occupant { name, place }
+        });
+        Some(SeenPort { at: SwitchPort { switch: located.switch, port: located.port }, expects })
     }
 }

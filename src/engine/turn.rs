@@ -134,6 +134,7 @@ fn take(engine: &Engine, draft: &mut Draft, at: Millis, about: &About, event: Ev
     let id = machine.id;
     match lifecycle::decide(at, &machine, &event) {
         Ok(step) => {
+            tell_of_cabling(&machine, &step.machine);
             draft.actions.extend(step.actions.into_iter().map(|a| (id, a)));
             draft.book.push((step.machine.clone(), event));
             draft.changed.insert(id, step.machine);
@@ -146,6 +147,17 @@ fn take(engine: &Engine, draft: &mut Draft, at: Millis, about: &About, event: Ev
         }
         Err(Refused::State(why)) => Err(Error::conflict("machine.state", format!("{}: {why}", machine.name))
             .hint(format!("`rackline machine show {}` tells what it is doing", machine.name))),
+    }
+}
+
+/// In the log, once: the machine's own page says it as long as it is so.
+fn tell_of_cabling(before: &Machine, after: &Machine) {
+    if before.seen_on == after.seen_on && before.expected == after.expected {
+        return;
+    }
+    let known = before.cabling();
+    for problem in after.cabling().into_iter().filter(|problem| !known.contains(problem)) {
+        tracing::warn!(machine = after.name, hint = problem.hint, "{}", problem.title);
     }
 }
 
@@ -208,7 +220,7 @@ fn identify(
     id: MachineId,
     mut event: Event,
 ) -> Result<(Machine, Event)> {
-    let Event::Hello { serial, uuid, macs, arch, name, .. } = &mut event else {
+    let Event::Hello { serial, uuid, macs, arch, name, seen_on, .. } = &mut event else {
         return Err(Error::internal("engine.identify", "only a hello identifies a machine"));
     };
     let own = draft.get(engine, id);
@@ -242,6 +254,7 @@ fn identify(
                 if let Some(sighting) = own {
                     macs.extend(sighting.macs.iter().copied());
                     *arch = sighting.arch;
+                    seen_on.clone_from(&sighting.seen_on);
                     draft.changed.remove(&sighting.id);
                     draft.book.retain(|(m, _)| m.id != sighting.id);
                     draft.forgotten.insert(sighting.id);

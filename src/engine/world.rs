@@ -43,6 +43,10 @@ impl World {
         self.by_serial.get(serial).and_then(|id| self.get(*id))
     }
 
+    pub fn by_name(&self, name: &str) -> Option<Arc<Machine>> {
+        self.by_name.get(name).and_then(|id| self.get(*id))
+    }
+
     pub fn has_name(&self, name: &str) -> bool {
         self.by_name.contains_key(name)
     }

@@ -1,9 +1,11 @@
 //! The facts that come in, the actions that go out, and the refusal in between.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::cabling::{SeenPort, SwitchPort};
 use crate::link::{Mode, Outcome, Problem};
 use crate::machine::{ClientArch, Digest, Hostname, MacAddr, Place, PowerAction, Role, Serial, TargetRule};
 
@@ -40,6 +42,9 @@ pub enum Event {
         arch: Option<ClientArch>,
         /// Added at the door: its name from now on.
         name: Option<String>,
+        /// Added at the door: the ports where its NICs were sighted.
+        #[serde(default)]
+        seen_on: BTreeMap<MacAddr, SeenPort>,
     },
     /// The agent reports on the order with this number.
     Reported {
@@ -105,10 +110,11 @@ impl Event {
         match self {
             Event::Expected(e) => format!("expected{}", e.place.as_ref().map_or(String::new(), |p| format!(" in {p}"))),
             Event::Sighted(s) => format!(
-                "{} asked for an address{}{}",
+                "{} asked for an address{}{}{}",
                 s.mac,
                 s.arch.map_or(String::new(), |a| format!(" ({})", a.firmware())),
                 s.address.map_or(String::new(), |a| format!(", has {a}")),
+                s.port.as_ref().map_or(String::new(), |p| format!(", seen on {}", p.at)),
             ),
             Event::Unanswered { why } => format!("got no answer: {why}"),
             Event::Noted { sentence } => sentence.clone(),
@@ -168,6 +174,9 @@ pub struct Expectation {
     pub mac: Option<MacAddr>,
     pub place: Option<Place>,
     pub bmc: Option<BmcAccount>,
+    /// From the port map of the site's switches.
+    #[serde(default)]
+    pub ports: Vec<SwitchPort>,
 }
 
 /// The user that the agent makes on a BMC in band, where the site has named none.
@@ -191,6 +200,9 @@ pub struct Sighting {
     /// Boots in one state that the site allowed when this was seen: with it, a replay comes to the same end.
     #[serde(default = "six")]
     pub limit: u32,
+    /// Where a relay brought the request from, and the port map knows the port.
+    #[serde(default)]
+    pub port: Option<SeenPort>,
 }
 
 fn six() -> u32 {

@@ -1,11 +1,12 @@
 //! Everything the rules know of one machine.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::cabling::{SeenPort, SwitchPort};
 use super::event::{BmcAccount, Order};
 use super::passport::PassingChecks;
 use crate::link::{Check, Deployed, Measured, Mode, Problem};
@@ -22,6 +23,12 @@ pub struct Machine {
     pub uuid: Option<uuid::Uuid>,
     pub macs: BTreeSet<MacAddr>,
     pub place: Option<Place>,
+    /// The ports of switches where the list has it.
+    #[serde(default)]
+    pub ports: Vec<SwitchPort>,
+    /// The ports where its NICs were seen.
+    #[serde(default)]
+    pub seen_on: BTreeMap<MacAddr, SeenPort>,
     /// On the list of expected machines.
     pub expected: bool,
     pub bmc: Option<BmcAccount>,
@@ -136,6 +143,8 @@ impl Machine {
             uuid: None,
             macs: BTreeSet::new(),
             place: None,
+            ports: Vec::new(),
+            seen_on: BTreeMap::new(),
             expected: false,
             bmc: None,
             arch: None,

@@ -22,6 +22,7 @@ fn expectation(bmc: bool) -> Event {
         serial: Serial::parse("7XK2M13").unwrap(),
         mac: Some(MAC),
         place: None,
+        ports: vec![],
         bmc: bmc.then(|| BmcAccount { address: "10.77.1.1:623".parse().unwrap(), user: "admin".into() }),
     })
 }
@@ -32,7 +33,14 @@ fn sighted(boots: bool) -> Event {
 
 fn sighted_within(boots: bool, limit: u32) -> Event {
     let arch = Some(ClientArch::UefiX64);
-    Event::Sighted(Sighting { mac: MAC, uuid: None, arch, address: "10.77.2.1".parse().ok(), boots, limit })
+    Event::Sighted(Sighting { mac: MAC, uuid: None, arch, address: "10.77.2.1".parse().ok(), boots, limit, port: None })
+}
+
+fn sighted_on_a_port(swapped: bool) -> Event {
+    let port = if swapped { "Ethernet7" } else { "Ethernet9" };
+    let at = SwitchPort { switch: "c-tor1".into(), port: port.into() };
+    let port = Some(SeenPort { at, expects: None });
+    Event::Sighted(Sighting { mac: MAC, uuid: None, arch: None, address: None, boots: true, limit: 6, port })
 }
 
 fn hello(mode: Mode, boot: u128) -> Event {
@@ -46,6 +54,7 @@ fn hello(mode: Mode, boot: u128) -> Event {
         address: None,
         arch: None,
         name: None,
+        seen_on: Default::default(),
     }
 }
 
@@ -181,6 +190,51 @@ fn from_the_list_to_the_passport_in_one_network_boot() {
     let stages: Vec<&str> = talk.machine.times.iter().map(|t| t.state.as_str()).collect();
     let way = ["expected", "seen", "enlisted", "commissioning", "ready", "allocated", "deploying", "verifying"];
     assert_eq!(stages, way);
+}
+
+/// As the store has them from before there were port maps.
+#[test]
+fn older_events_are_still_read() {
+    let mac = "52:54:00:00:00:01";
+    for old in [
+        serde_json::json!({"event": "sighted", "mac": mac, "uuid": null, "arch": "bios", "address": null, "boots": true}),
+        serde_json::json!({"event": "expected", "name": "m1", "serial": "7XK2M13", "mac": mac, "place": null, "bmc": null}),
+        serde_json::json!({"event": "hello", "mode": "ram", "boot_id": uuid::Uuid::nil(), "serial": "7XK2M13", "uuid": null,
+            "macs": [mac], "agent_version": "0.1.0", "address": null, "arch": null, "name": null}),
+    ] {
+        let event: Event = serde_json::from_value(old.clone()).unwrap_or_else(|e| panic!("{old}: {e}"));
+        assert!(decide(1, &born(), &event).is_ok());
+    }
+    let mut machine = serde_json::to_value(born()).unwrap();
+    machine.as_object_mut().unwrap().retain(|key, _| key != "ports" && key != "seen_on");
+    assert_eq!(serde_json::from_value::<Machine>(machine).unwrap(), born());
+}
+
+#[test]
+fn a_sighting_on_a_port_is_replayed_and_kept_once() {
+    let port = SeenPort { at: SwitchPort { switch: "c-tor1".into(), port: "Ethernet7".into() }, expects: None };
+    let sighted = Event::Sighted(Sighting {
+        mac: MAC,
+        uuid: None,
+        arch: None,
+        address: None,
+        boots: false,
+        limit: 6,
+        port: Some(port.clone()),
+    });
+    assert_eq!(sighted.sentence(), "52:54:00:00:00:01 asked for an address, seen on c-tor1 Ethernet7");
+    // What is stored is JSON, and the addresses are keys there.
+    let stored: Event = serde_json::from_str(&serde_json::to_string(&sighted).unwrap()).unwrap();
+    let step = decide(1, &born(), &stored).unwrap();
+    assert_eq!(step.machine.seen_on, [(MAC, port)].into());
+    let kept: Machine = serde_json::from_str(&serde_json::to_string(&step.machine).unwrap()).unwrap();
+    assert_eq!(decide(2, &kept, &sighted), Err(Refused::Nothing));
+    let mut hello = hello(Mode::Ram, 1);
+    if let Event::Hello { seen_on, .. } = &mut hello {
+        seen_on.clone_from(&kept.seen_on);
+    }
+    let hello: Event = serde_json::from_str(&serde_json::to_string(&hello).unwrap()).unwrap();
+    assert_eq!(decide(3, &born(), &hello).unwrap().machine.seen_on, kept.seen_on);
 }
 
 #[test]
@@ -376,6 +430,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         any::<bool>().prop_map(expectation),
         (any::<bool>(), 3..9u32).prop_map(|(boots, limit)| sighted_within(boots, limit)),
+        any::<bool>().prop_map(sighted_on_a_port),
         (0..4u128).prop_map(|b| hello(Mode::Ram, b)),
         (0..4u128).prop_map(|b| hello(Mode::Resident, b)),
         // Number 0 is replaced by the current one, so that reports are often welcome.

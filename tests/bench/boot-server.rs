@@ -50,8 +50,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let policy = Arc::new(Agents);
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, config.port())).await?;
     let db = Db::open(Path::new(state)).await?;
-    let scripts = Arc::new(Scripts::new(&config, "00")?);
-    let services = rackline::boot::serve(&config, files.clone(), scripts, policy.clone(), db).await?;
+    let (scripts, switches) = (Arc::new(Scripts::new(&config, "00")?), Arc::default());
+    let services = rackline::boot::serve(&config, files.clone(), scripts, switches, policy.clone(), db).await?;
     let loaders = services.loaders();
     let pages = http::router(Arc::new(http::Site { policy, files, loaders }));
     let web =

@@ -17,6 +17,8 @@ fn the_example_is_valid_and_shows_every_section() {
         "[[boot.loaders]]",
         "[[boot.overrides]]",
         "[host]",
+        "[services]",
+        "[[switches]]",
     ] {
         assert!(EXAMPLE.contains(section), "{section}");
     }

@@ -45,6 +45,7 @@ async fn engine(dir: &Path) -> Engine {
         fleet: Fleet::new(Settings::default()),
         seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
         boot_limit: 6,
+        switches: Arc::default(),
     };
     Engine::start(site, CancellationToken::new()).await.unwrap()
 }
@@ -57,7 +58,7 @@ fn people(dir: &Path, engine: &Engine, config: &BootConfig) -> axum::Router {
     let policy: Arc<dyn Policy> = Arc::new(engine.clone());
     let (learns, _) = tokio::sync::mpsc::channel(1);
     let loaders = Arc::new(Loaders::new(config, files, scripts, policy.clone(), vec![], learns).unwrap());
-    let dhcp = Arc::new(Mutex::new(Dhcp::new(config, [], loaders.clone(), policy.clone())));
+    let dhcp = Arc::new(Mutex::new(Dhcp::new(config, [], loaders.clone(), Arc::default(), policy.clone())));
     let monitor = Monitor::new(dhcp.clone(), config, Arc::default());
     let boot = Arc::new(Explainer { dhcp, loaders, policy, preview: Arc::new(engine.clone()) });
     let catalogue = Arc::new(Catalogue::open(&dir.join("images"), &[key]).unwrap());

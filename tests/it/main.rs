@@ -14,3 +14,4 @@ mod loader;
 mod net;
 mod rack;
 mod site;
+mod switch;

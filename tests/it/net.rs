@@ -208,7 +208,8 @@ impl Appliance {
                 runtime.block_on(async {
                     let scripts = Arc::new(Scripts::new(&config, "00").unwrap());
                     let db = Db::open(&dir).await.unwrap();
-                    let serving = rackline::boot::serve(&config, files.clone(), scripts, policy.clone(), db).await;
+                    let (switches, rules) = (Arc::default(), policy.clone());
+                    let serving = rackline::boot::serve(&config, files.clone(), scripts, switches, rules, db).await;
                     let handle = match serving {
                         Ok(handle) => handle,
                         Err(e) => return ready.send(Err(e)).unwrap(),

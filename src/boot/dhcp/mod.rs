@@ -22,6 +22,7 @@ use super::config::{BootConfig, Mode, Rule, Settings};
 use super::count::{Answer, Silence};
 use super::limit::Limits;
 use super::loader::{self, Loaders};
+use super::switch::{Switches, recognise};
 use super::{Facts, Policy, Sighting, explain};
 use crate::machine::MacAddr;
 use crate::store::lease::Lease;
@@ -86,6 +87,7 @@ pub struct Door {
 pub struct Dhcp {
     pub table: Table,
     pub loaders: Arc<Loaders>,
+    switches: Arc<Switches>,
     policy: Arc<dyn Policy>,
     rules: Vec<Rule>,
     unknown_lease_seconds: u32,
@@ -99,11 +101,13 @@ impl Dhcp {
         config: &BootConfig,
         leases: impl IntoIterator<Item = Lease>,
         loaders: Arc<Loaders>,
+        switches: Arc<Switches>,
         policy: Arc<dyn Policy>,
     ) -> Self {
         Self {
             table: Table::new(&config.subnets, leases),
             loaders,
+            switches,
             policy,
             rules: config.options.clone(),
             unknown_lease_seconds: config.unknown_lease_seconds,
@@ -155,11 +159,13 @@ impl Dhcp {
         }
         let mac = request.client.mac;
         let facts = self.policy.facts(mac);
-        let known = facts.is_some() || self.table.has_leased(subnet, mac);
+        let switch = recognise::recognise(request);
+        let listed = switch.as_ref().is_some_and(|asking| self.switches.lists(asking, mac));
+        let known = facts.is_some() || listed || self.table.has_leased(subnet, mac);
         if !known && !self.limits.allow(now, if request.giaddr.is_unspecified() { own } else { request.giaddr }) {
             return silent(Silence::TooManyStrangers);
         }
-        let asking = Asking { request, own, subnet, facts: facts.as_ref(), known };
+        let asking = Asking { request, own, subnet, facts: facts.as_ref(), switch: switch.as_ref(), listed, known };
         match request.kind {
             Kind::Discover => self.discover(now, &asking),
             Kind::Request => self.request(now, &asking),
@@ -190,7 +196,7 @@ impl Dhcp {
                 plan::Would::Pool => (None, "an address of the pool that is free"),
                 plan::Would::Nothing => (None, "no pool, and no reservation for this machine: it gets no answer"),
             };
-            let lease_seconds = self.lease_seconds(id, facts.as_ref());
+            let lease_seconds = self.lease_seconds(id, facts.as_ref(), false);
             explain::Network { subnet: subnet.network.to_string(), address, why: why.to_owned(), lease_seconds }
         });
         said.collect()
@@ -226,10 +232,10 @@ impl Dhcp {
 
     /// SELECTING and INIT-REBOOT name the address in option 50, RENEWING and REBINDING in `ciaddr` (RFC 2131 table 4).
     fn request(&mut self, now: i64, asking: &Asking) -> Outcome {
-        let Asking { request, own, subnet, facts, known } = *asking;
+        let Asking { request, own, subnet, facts, listed, known, .. } = *asking;
         let ciaddr = Some(request.ciaddr).filter(|a| !a.is_unspecified());
         let Some(address) = request.requested.or(ciaddr) else { return silent(Silence::NoAddressAsked) };
-        let seconds = self.lease_seconds(self.table.of(address).unwrap_or(subnet), facts);
+        let seconds = self.lease_seconds(self.table.of(address).unwrap_or(subnet), facts, listed);
         match self.table.lease(subnet, now, &request.client, address, (seconds, known)) {
             Ok(lease) => Outcome::Answer(self.answer(asking, Answer::Ack, Some(address), Some(lease))),
             Err(table::NotYours) => self.nak(request, own),
@@ -237,10 +243,10 @@ impl Dhcp {
     }
 
     /// Short while nobody knows what the machine is: a rack that is only looked at does not hold its addresses for long.
-    fn lease_seconds(&self, id: SubnetId, facts: Option<&Facts>) -> u32 {
+    fn lease_seconds(&self, id: SubnetId, facts: Option<&Facts>, listed: bool) -> u32 {
         let Some(subnet) = self.table.subnet(id) else { return self.unknown_lease_seconds };
         let ruled = Settings::of(&self.rules, subnet.network, facts).lease_seconds;
-        let unknown = facts.is_none_or(|f| f.state == "seen");
+        let unknown = !listed && facts.is_none_or(|f| f.state == "seen");
         let usual = subnet.lease_seconds;
         ruled.unwrap_or(if unknown { usual.min(self.unknown_lease_seconds) } else { usual })
     }
@@ -257,10 +263,10 @@ impl Dhcp {
 
     /// `address`: none for INFORM, whose client has one.
     fn answer(&self, asking: &Asking, what: Answer, address: Option<Ipv4Addr>, save: Option<Lease>) -> Ready {
-        let Asking { request, own, subnet, facts, .. } = *asking;
+        let Asking { request, own, subnet, facts, switch, listed, .. } = *asking;
         // On a shared wire the address may be of another subnet than the one that was asked in.
         let id = address.or(Some(request.ciaddr)).and_then(|a| self.table.of(a)).unwrap_or(subnet);
-        let seconds = self.lease_seconds(id, facts);
+        let seconds = self.lease_seconds(id, facts, listed);
         let kind = if what == Answer::Offer { reply::Kind::Offer } else { reply::Kind::Ack };
         let packet = self.table.subnet(id).map_or_else(Vec::new, |subnet| {
             let reply = Reply {
@@ -271,12 +277,15 @@ impl Dhcp {
                 own,
                 subnet,
                 settings: &Settings::of(&self.rules, subnet.network, facts),
-                boot: self.boot_file(request, address),
+                boot: match switch {
+                    Some(asking) => BootFile::Options(self.switches.answer(asking, request.client.mac)),
+                    None => self.boot_file(request, address),
+                },
             };
             reply.encode(request)
         });
         let to = reply::destination(request, kind, address.unwrap_or(Ipv4Addr::UNSPECIFIED));
-        let sighting = address.map(|address| sighting(request, Some(address)));
+        let sighting = address.filter(|_| switch.is_none()).map(|address| sighting(request, Some(address)));
         Ready { what, packet, to, save, sighting }
     }
 
@@ -301,7 +310,11 @@ struct Asking<'a> {
     own: Ipv4Addr,
     subnet: SubnetId,
     facts: Option<&'a Facts>,
-    /// The rules know the machine, or it has leased here before.
+    /// A switch that wants its configuration; it is no machine.
+    switch: Option<&'a recognise::Asking>,
+    /// The switch is one of ours.
+    listed: bool,
+    /// It is one of our switches, the rules know the machine, or it has leased here before.
     known: bool,
 }
 

@@ -43,6 +43,8 @@ pub enum BootFile {
     Script {
         url: String,
     },
+    /// What leads a switch to its configuration: options by code.
+    Options(Vec<(u8, Vec<u8>)>),
 }
 
 pub struct Reply<'a> {
@@ -159,6 +161,10 @@ impl BootFile {
                 options.put(67, url.as_bytes());
                 options.put(175, IPXE_NO_PROXY);
                 Header { siaddr: Some(server), file: Vec::new() }
+            }
+            BootFile::Options(list) => {
+                list.iter().for_each(|(code, data)| options.put(*code, data));
+                Header::default()
             }
         }
     }

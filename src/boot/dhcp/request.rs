@@ -4,10 +4,11 @@
 //! | option | meaning | source |
 //! |---|---|---|
 //! | 50, 52, 53, 54, 55, 57, 61 | requested address, overload, type, server, parameter list, size, client id | RFC 2132 section 9 |
-//! | 60 | `PXEClient:…`, `HTTPClient:…` | RFC 4578, UEFI 2.10 section 24.7 |
+//! | 60 | `PXEClient:…`, `HTTPClient:…`; switches: `boot::switch::recognise` | RFC 4578, UEFI 2.10 section 24.7 |
 //! | 77 | user class; iPXE sends `iPXE` bare, RFC 3004 wants length-prefixed strings: both are read | RFC 3004 |
 //! | 82 | relay agent information, echoed byte for byte | RFC 3046 |
 //! | 93, 97 | client architecture (a list), machine UUID (type 0 and 16 bytes) | RFC 4578 |
+//! | 124, 125 | what switches say of themselves: `boot::switch::recognise` | RFC 3925 |
 //! | 175 | iPXE's own options: only iPXE sends it | ipxe.org/howto/dhcpd |
 
 use std::net::Ipv4Addr;
@@ -52,6 +53,19 @@ pub struct Port {
     pub remote: Option<String>,
 }
 
+/// What a client says of its kind, as it came; empty: not sent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Classes {
+    /// Option 60.
+    pub vendor: Vec<u8>,
+    /// Option 77.
+    pub user: Vec<u8>,
+    /// Option 124, vendor-identifying vendor class.
+    pub identifying: Vec<u8>,
+    /// Option 125, vendor-identifying vendor-specific information.
+    pub information: Vec<u8>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     pub kind: Kind,
@@ -73,6 +87,7 @@ pub struct Request {
     /// Option 57: the longest message that the client takes, with IP and UDP headers.
     pub max_size: Option<u16>,
     pub relay: Option<RelayInfo>,
+    pub classes: Classes,
 }
 
 impl Request {
@@ -113,6 +128,7 @@ impl Request {
             arch: options.arch,
             max_size: options.max_size,
             relay: options.relay,
+            classes: options.classes,
         })
     }
 
@@ -151,6 +167,7 @@ struct Options {
     pxe_client: bool,
     http_client: bool,
     ipxe: bool,
+    classes: Classes,
 }
 
 impl Options {
@@ -182,16 +199,22 @@ impl Options {
             60 => {
                 self.pxe_client = data.starts_with(b"PXEClient");
                 self.http_client = data.starts_with(b"HTTPClient");
+                self.classes.vendor = data.to_vec();
             }
             // RFC 2132 section 9.14: at least two bytes.
             61 if data.len() >= 2 => self.client_id = data.to_vec(),
-            77 => self.ipxe |= is_ipxe_class(data),
+            77 => {
+                self.ipxe |= is_ipxe_class(data);
+                self.classes.user = data.to_vec();
+            }
             82 => self.relay = Some(RelayInfo::parse(data)),
             93 => {
                 self.names_arch = true;
                 self.arch = architecture(data);
             }
             97 => self.uuid = machine_uuid(data),
+            124 => self.classes.identifying = data.to_vec(),
+            125 => self.classes.information = data.to_vec(),
             175 => self.ipxe = true,
             _ => {}
         }

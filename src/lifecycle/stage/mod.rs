@@ -12,7 +12,7 @@ pub mod seen;
 pub mod verifying;
 
 use super::event::{Action, Event, Refused, Sighting};
-use super::machine::{AgentSeen, Millis, State};
+use super::machine::{AgentSeen, Machine, Millis, State};
 use super::{BootChoice, Turn, boot_choice};
 use crate::link::{Mode, Outcome, Problem};
 use crate::machine::PowerAction;
@@ -54,7 +54,7 @@ fn problem(code: &str, title: impl Into<String>, hint: impl Into<String>) -> Pro
 pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
     match event {
         Event::Sighted(sighting) => return sighted(turn, sighting),
-        Event::Hello { mode, boot_id, agent_version, address, macs, uuid, serial, arch, name } => {
+        Event::Hello { mode, boot_id, agent_version, address, macs, uuid, serial, arch, name, seen_on } => {
             let machine = &mut turn.machine;
             let known = machine.agent.as_ref().is_some_and(|a| a.boot_id == *boot_id && a.mode == *mode);
             if known && !matches!(machine.state, State::Expected | State::Seen) {
@@ -63,6 +63,7 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
             machine.agent =
                 Some(AgentSeen { mode: *mode, boot_id: *boot_id, version: agent_version.clone(), at: turn.now });
             machine.macs.extend(macs.iter().copied());
+            machine.seen_on.extend(seen_on.iter().map(|(mac, port)| (*mac, port.clone())));
             machine.address = address.or(machine.address);
             machine.arch = arch.or(machine.arch);
             if let Some(name) = name {
@@ -100,17 +101,18 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
         Event::Expected(e) => {
             let machine = &mut turn.machine;
             let known = machine.macs.len();
-            let before = (machine.expected, machine.name.clone(), machine.place.clone(), machine.bmc.clone());
+            let is = |m: &Machine| (m.expected, m.name.clone(), m.place.clone(), m.bmc.clone(), m.ports.clone());
+            let before = is(machine);
             machine.expected = true;
             machine.name.clone_from(&e.name);
             machine.serial = Some(e.serial.clone());
             machine.macs.extend(e.mac);
             machine.place.clone_from(&e.place);
+            machine.ports.clone_from(&e.ports);
             if e.bmc.is_some() {
                 machine.bmc.clone_from(&e.bmc);
             }
-            let after = (machine.expected, machine.name.clone(), machine.place.clone(), machine.bmc.clone());
-            return if before == after && known == machine.macs.len() { Err(Refused::Nothing) } else { Ok(true) };
+            return if before == is(machine) && known == machine.macs.len() { Err(Refused::Nothing) } else { Ok(true) };
         }
         Event::PowerRequested { action } => return power(turn, *action),
         Event::RetireRequested => {
@@ -144,11 +146,15 @@ fn sighted(turn: &mut Turn, sighting: &Sighting) -> Result<bool, Refused> {
     let new = boot
         || machine.address != sighting.address
         || !machine.macs.contains(&sighting.mac)
+        || sighting.port.as_ref().is_some_and(|port| machine.seen_on.get(&sighting.mac) != Some(port))
         || machine.state == State::Expected;
     if !new {
         return Err(Refused::Nothing);
     }
     machine.macs.insert(sighting.mac);
+    if let Some(port) = &sighting.port {
+        machine.seen_on.insert(sighting.mac, port.clone());
+    }
     machine.uuid = sighting.uuid.or(machine.uuid);
     machine.arch = sighting.arch.or(machine.arch);
     machine.address = sighting.address.or(machine.address);

@@ -53,7 +53,7 @@ fn server_with(change: impl FnOnce(&mut BootConfig), rules: Rules) -> Dhcp {
     let mut config = BootConfig { probe_ms: 0, unknown_lease_seconds: 600, ..sample() };
     change(&mut config);
     config.check().unwrap();
-    Dhcp::new(&config, [], loader::tests::loaders(&config), Arc::new(rules))
+    Dhcp::new(&config, [], loader::tests::loaders(&config), Arc::default(), Arc::new(rules))
 }
 
 /// A client's packet under construction.

@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+# {{ name }}{% if location %}, {{ location }}{% endif %}: made by Rackline from [[switches]]
+import cli
+
+cli.configurep([
+    "hostname {{ name }}",
+{% if domain %}    "ip domain name {{ domain }}",
+{% endif %}{% for server in dns %}    "ip name-server {{ server }}",
+{% endfor %}{% for server in ntp %}    "ntp server {{ server }}",
+{% endfor %}{% for server in syslog %}    "logging host {{ server }}",
+{% endfor %}    "lldp run",
+{% if location %}    "snmp-server location {{ location }}",
+{% endif %}    "vlan {{ vlan }}",
+    "name provisioning",
+    "exit",
+{% for port in ports %}    "interface {{ port.name }}",
+    "description {{ port.machine }}",
+    "switchport mode access",
+    "switchport access vlan {{ vlan }}",
+    "spanning-tree portfast",
+    # Ports of a module count from another number than their names on some models: the name is sent instead.
+    "ip dhcp snooping vlan {{ vlan }} information option format-type circuit-id string {{ port.name }}",
+    "no shutdown",
+    "exit",
+{% endfor %}{% for port in uplinks %}    "interface {{ port }}",
+    "description uplink",
+    "switchport mode trunk",
+    "ip dhcp snooping trust",
+    "no shutdown",
+    "exit",
+{% endfor %}    "ip dhcp snooping",
+    "ip dhcp snooping vlan {{ vlan }}",
+    "ip dhcp snooping information option",
+    "ip dhcp snooping information option format remote-id hostname",
+{% if relay %}    "interface Vlan{{ vlan }}",
+    "ip address {{ relay.ip }} {{ relay.mask }}",
+    "ip helper-address {{ appliance }}",
+    "no shutdown",
+    "exit",
+    "ip dhcp relay information trust-all",
+    "ip routing",
+{% endif %}{% if gateway %}    "ip route vrf Mgmt-vrf 0.0.0.0 0.0.0.0 {{ gateway }}",
+{% endif %}    # Last: from here on the management port has another address than the one that this script came over.
+    "interface GigabitEthernet0/0",
+    "vrf forwarding Mgmt-vrf",
+    "ip address {{ address.ip }} {{ address.mask }}",
+    "no shutdown",
+    "end",
+])
+cli.executep("write memory")
