@@ -50,9 +50,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let policy = Arc::new(Agents);
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, config.port())).await?;
     let db = Db::open(Path::new(state)).await?;
-    let services = rackline::boot::serve(&config, files.clone(), policy.clone(), db).await?;
-    let scripts = Scripts::new(&config.url, &config.kernel_args, "00")?;
-    let pages = http::router(Arc::new(http::Site { policy, files, scripts }));
+    let scripts = Arc::new(Scripts::new(&config, "00")?);
+    let services = rackline::boot::serve(&config, files.clone(), scripts, policy.clone(), db).await?;
+    let pages = http::router(Arc::new(http::Site { policy, files, loaders: services.loaders() }));
     let web =
         tokio::spawn(
             async move { axum::serve(listener, pages.into_make_service_with_connect_info::<SocketAddr>()).await },
