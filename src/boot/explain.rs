@@ -171,6 +171,8 @@ impl Explainer {
 mod tests {
     use super::*;
     use crate::boot::config::tests::sample;
+    use crate::boot::dhcp::request::Client;
+    use crate::boot::dhcp::table::Offer;
     use crate::boot::loader;
     use crate::boot::loader::tests::Nobody;
     use crate::machine::MachineId;
@@ -219,5 +221,25 @@ mod tests {
         let reserved = explainer.explain(0, MacAddr([0x52, 0x54, 0, 0x77, 0, 0x99]), None).unwrap();
         assert_eq!(reserved.networks[0].address, Some(Ipv4Addr::new(10, 77, 9, 9)));
         assert_eq!(reserved.networks[0].why, "it is reserved for this machine");
+    }
+
+    #[test]
+    fn the_address_that_is_explained_is_the_one_that_is_given() {
+        let config = sample();
+        let mut dhcp = Dhcp::new(&config, [], loader::tests::loaders(&config), Arc::default(), Arc::new(Nobody));
+        let mac = MacAddr([0x52, 0x54, 0, 0x77, 0, 1]);
+        let client = Client { mac, uuid: None, id: vec![], port: None };
+        let would = |dhcp: &Dhcp, now| dhcp.explain(now, mac).into_iter().next().unwrap();
+        assert_eq!((would(&dhcp, 0).address, would(&dhcp, 0).lease_seconds), (None, 300));
+        let subnet = dhcp.table.of(Ipv4Addr::new(10, 77, 2, 0)).unwrap();
+        let Offer::Address { address, .. } = dhcp.table.offer(subnet, 0, &client, None, false) else { panic!("none") };
+        for (now, why) in [(0, "the machine holds it"), (3_600_000, "the machine had it last")] {
+            let network = would(&dhcp, now);
+            assert_eq!((network.subnet.as_str(), network.address), ("10.77.0.0/16", Some(address)));
+            assert_eq!(network.why, why);
+        }
+        assert!(
+            matches!(dhcp.table.offer(subnet, 3_600_000, &client, None, false), Offer::Address { address: a, .. } if a == address)
+        );
     }
 }

@@ -107,11 +107,11 @@ impl Monitor {
     pub fn reconfigure(&self, new: &BootConfig) -> Result<bool> {
         new.check()?;
         let mut current = self.config.lock().unwrap_or_else(PoisonError::into_inner);
-        let fixed = |c: &BootConfig| (c.interfaces.clone(), c.router_advertisements, c.port());
+        let fixed = |c: &BootConfig| (c.interfaces.clone(), c.router_advertisements, c.port(), c.boot_limit);
         if fixed(&current) != fixed(new) || current.tftp != new.tftp {
             return Err(Error::config(
                 "boot.fixed",
-                "boot.interfaces, tftp, router_advertisements and the port of boot.url cannot change while it runs",
+                "boot.interfaces, tftp, router_advertisements, boot_limit and the port of boot.url cannot change while it runs",
             )
             .hint("restart the appliance; machines that boot just now ask again by themselves"));
         }

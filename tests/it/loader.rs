@@ -19,12 +19,15 @@ use rackline::boot::monitor::Monitor;
 use rackline::boot::script::Scripts;
 use rackline::boot::{BootAnswer, Sighting, Stage};
 use rackline::engine::{Engine, SeedFacts, Site};
+use rackline::image::{Cache, RamSystem};
 use rackline::image::{Catalogue, SigningKey};
-use rackline::machine::{ClientArch, MacAddr};
+use rackline::machine::{ClientArch, MacAddr, MachineId};
 use rackline::store::Db;
 use rackline::store::seal::Seal;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
+
+use crate::net::{Appliance, CONFIG as WIRE, Net, Running, Watcher, can_run, run, until};
 
 const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0x77, 0, 1]);
 
@@ -122,4 +125,130 @@ async fn explain_says_what_a_machine_would_get_and_changes_nothing() {
     for (what, status) in [("52:54", "422"), ("52-54-00-77-00-01?arch=vax", "422")] {
         assert!(explain(&people, what).await.unwrap_err().starts_with(status), "{what}");
     }
+}
+
+/// Clients behind a bridge, so that virtual machines can be plugged in.
+fn switched() -> Net {
+    let net = Net::new();
+    let ns = net.client.as_str();
+    run("ip", &["-n", ns, "link", "add", "br0", "type", "bridge", "stp_state", "0", "forward_delay", "0"]);
+    run("ip", &["-n", ns, "link", "set", "br0", "up"]);
+    run("ip", &["-n", ns, "link", "set", "c0", "master", "br0"]);
+    run("ip", &["-n", ns, "tuntap", "add", "dev", "tap0", "mode", "tap"]);
+    run("ip", &["-n", ns, "link", "set", "tap0", "master", "br0", "up"]);
+    net
+}
+
+/// What OVMF is to try.
+enum Uefi {
+    /// HTTP boot and nothing else, without Secure Boot.
+    Http,
+    /// PXE and nothing else, with Microsoft's and Debian's keys enrolled.
+    SecurePxe,
+}
+
+/// A UEFI machine whose card has no ROM of its own: firmware does everything. Its console goes to a file.
+fn machine(net: &Net, uefi: &Uefi, console: &str) -> Running {
+    let vars = net.path("vars.fd");
+    let (code, keys, chipset) = match uefi {
+        Uefi::Http => ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd", "q35,graphics=off"),
+        // Secure Boot's variables are guarded by system management mode.
+        Uefi::SecurePxe => ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.ms.fd", "q35,smm=on,graphics=off"),
+    };
+    if !vars.exists() {
+        std::fs::copy(Path::new("/usr/share/OVMF").join(keys), &vars).unwrap();
+    }
+    let mut args: Vec<String> = Vec::new();
+    for (option, value) in [
+        ("-accel", "tcg,thread=multi,tb-size=128".to_owned()),
+        ("-cpu", "EPYC,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec".into()),
+        ("-M", chipset.into()),
+        ("-m", "768".into()),
+        ("-display", "none".into()),
+        ("-global", "driver=cfi.pflash01,property=secure,value=on".into()),
+        ("-drive", format!("if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/{code}")),
+        ("-drive", format!("if=pflash,format=raw,unit=1,file={}", vars.display())),
+        ("-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no".into()),
+        ("-serial", format!("file:{}", net.path(console).display())),
+        ("-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no".into()),
+        ("-device", format!("virtio-net-pci,netdev=n0,mac={MAC},romfile=,bootindex=1")),
+        ("-device", "virtio-rng-pci".into()),
+    ] {
+        args.extend([option.to_owned(), value]);
+    }
+    if matches!(uefi, Uefi::Http) {
+        args.extend(["-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no"].map(str::to_owned));
+        args.retain(|a| !a.contains("pflash01") && a != "-global");
+    }
+    args.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    Running(net.client("qemu-system-x86_64", &args).spawn().unwrap())
+}
+
+/// What a machine has written to its console.
+fn console(net: &Net, name: &str) -> String {
+    String::from_utf8_lossy(&std::fs::read(net.path(name)).unwrap_or_default()).into_owned()
+}
+
+#[test]
+fn uefi_boots_by_http() {
+    if !can_run(&["ip", "qemu-system-x86_64"]) {
+        return;
+    }
+    let net = switched();
+    // Nothing over TFTP.
+    let config = WIRE.replace("[[subnets]]", "tftp = false\n[[subnets]]");
+    let appliance = Appliance::start_with(&net, Files::installed().unwrap(), &config).unwrap();
+    let guest = machine(&net, &Uefi::Http, "console");
+    until("the script, by way of HTTP boot and iPXE", || {
+        console(&net, "console").contains(&format!("Rackline: waiting: nothing to do for {MAC}")).then_some(())
+    });
+    drop(guest);
+    let seen = appliance.watcher.seen();
+    assert!(seen.iter().any(|s| (s.stage, s.arch) == (Stage::Rom, Some(ClientArch::HttpX64))), "{seen:?}");
+    assert!(seen.iter().any(|s| s.stage == Stage::Ipxe));
+    appliance.stop(&net);
+    assert_eq!(learnt(&net), [(MAC, "snponly.efi".to_owned())]);
+}
+
+fn learnt(net: &Net) -> Vec<(MacAddr, String)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let rows = runtime.block_on(async {
+        rackline::store::loader::load(&Db::open(&net.path("state")).await.unwrap(), 10).await.unwrap()
+    });
+    rows.into_iter().map(|l| (l.mac, l.loader.to_string())).collect()
+}
+
+/// Secure Boot refuses iPXE, which Debian does not sign. That is learnt, and the next boot goes by shim and GRUB, which are
+/// signed, to the agent's kernel, which is too. Nobody told the appliance that this machine has Secure Boot.
+#[test]
+fn secure_boot_is_found_out_and_boots_the_agents_kernel() {
+    if !can_run(&["ip", "qemu-system-x86_64"]) {
+        return;
+    }
+    let net = switched();
+    let system = RamSystem::newest(&Cache::open_or_default(None).unwrap()).unwrap();
+    let files = Files::installed().unwrap().with("vmlinuz", &system.vmlinuz).unwrap();
+    let files = files.with("initrd", &system.base).unwrap().over_tftp(&["vmlinuz", "initrd"]).unwrap();
+    let rule = "kernel_args = [\"no_timer_check\", \"panic=10\"]\n[[loaders]]\narch = \"uefi-x64\"\n\
+                use = [\"snponly.efi\", \"shimx64.efi\"]\n[[subnets]]";
+    let answer = BootAnswer::Agent { machine: MachineId(uuid::Uuid::nil()), token: "t0ken".into() };
+    let watcher = Watcher { agent: Some(answer), ..Watcher::default() };
+    let appliance = Appliance::start_as(&net, files, &WIRE.replace("[[subnets]]", rule), watcher).unwrap();
+
+    let refused = machine(&net, &Uefi::SecurePxe, "first");
+    until("the firmware to refuse iPXE", || console(&net, "first").contains("Access Denied").then_some(()));
+    drop(refused);
+    // What a person or its BMC does next.
+    let guest = machine(&net, &Uefi::SecurePxe, "second");
+    until("the agent's kernel", || {
+        let text = console(&net, "second");
+        (text.contains("Secure boot enabled") && text.contains("rackline.token=t0ken")).then_some(())
+    });
+    drop(guest);
+    let notes = appliance.watcher.notes();
+    assert_eq!(notes[0], format!("snponly.efi was fetched but did not start on {MAC}; trying shimx64.efi"));
+    assert_eq!(notes[1], format!("shimx64.efi started on {MAC} and is offered first from now on"));
+    appliance.stop(&net);
+    assert_eq!(learnt(&net), [(MAC, "shimx64.efi".to_owned())]);
 }

@@ -147,37 +147,53 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Holds every machine, and remembers what it was told.
+/// Holds every machine, or sends every one to the agent, and remembers what it was told.
 #[derive(Default)]
-pub struct Watcher(Mutex<Vec<Sighting>>, Mutex<Vec<Unanswered>>);
+pub struct Watcher {
+    pub seen: Mutex<Vec<Sighting>>,
+    pub unheard: Mutex<Vec<Unanswered>>,
+    pub notes: Mutex<Vec<String>>,
+    /// What to answer instead of a hold.
+    pub agent: Option<BootAnswer>,
+}
 
 impl Watcher {
     pub fn unheard(&self) -> Vec<Unanswered> {
-        self.1.lock().unwrap().clone()
+        self.unheard.lock().unwrap().clone()
     }
 
     pub fn seen(&self) -> Vec<Sighting> {
-        self.0.lock().unwrap().clone()
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// What would stand in the machines' timelines.
+    pub fn notes(&self) -> Vec<String> {
+        self.notes.lock().unwrap().clone()
     }
 }
 
 impl Policy for Watcher {
     fn sighted(&self, sighting: Sighting) {
-        self.0.lock().unwrap().push(sighting);
+        self.seen.lock().unwrap().push(sighting);
     }
 
     fn unanswered(&self, unanswered: Unanswered) {
-        self.1.lock().unwrap().push(unanswered);
+        self.unheard.lock().unwrap().push(unanswered);
     }
 
     fn facts(&self, _: MacAddr) -> Option<Facts> {
         None
     }
 
+    fn noted(&self, _: MacAddr, sentence: String) {
+        self.notes.lock().unwrap().push(sentence);
+    }
+
     fn boot_answer(&self, asking: Sighting) -> BoxFuture<'_, rackline::error::Result<BootAnswer>> {
-        let reason = format!("nothing to do for {}", asking.mac);
-        self.0.lock().unwrap().push(asking);
-        Box::pin(async move { Ok(BootAnswer::Hold { reason }) })
+        let hold = BootAnswer::Hold { reason: format!("nothing to do for {}", asking.mac) };
+        let answer = self.agent.clone().unwrap_or(hold);
+        self.seen.lock().unwrap().push(asking);
+        Box::pin(async move { Ok(answer) })
     }
 }
 
@@ -196,8 +212,12 @@ impl Appliance {
 
     /// `config` is a `[boot]` section with the appliance at 10.77.0.1.
     pub fn start_with(net: &Net, files: Files, config: &str) -> rackline::error::Result<Self> {
+        Self::start_as(net, files, config, Watcher::default())
+    }
+
+    pub fn start_as(net: &Net, files: Files, config: &str, watcher: Watcher) -> rackline::error::Result<Self> {
         let config: BootConfig = toml::from_str(config).unwrap();
-        let (files, watcher) = (Arc::new(files), Arc::new(Watcher::default()));
+        let (files, watcher) = (Arc::new(files), Arc::new(watcher));
         let (policy, dir) = (watcher.clone(), net.path("state"));
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let (ready, started) = std::sync::mpsc::channel();

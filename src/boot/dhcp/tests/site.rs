@@ -229,17 +229,3 @@ fn another_configuration_keeps_the_leases() {
     assert_eq!(got(udhcpc(REQUEST).ciaddr(address).to(&mut dhcp)).what, Answer::Ack);
     assert_eq!(silence(udhcpc(DISCOVER).relayed([10, 78, 0, 1]).to(&mut dhcp)), Silence::UnknownNetwork);
 }
-
-#[test]
-fn what_is_explained_is_what_is_given() {
-    let mut dhcp = server();
-    let would = |dhcp: &Dhcp, now| dhcp.explain(now, MacAddr(MAC)).into_iter().next().unwrap();
-    assert_eq!((would(&dhcp, NOW).address, would(&dhcp, NOW).lease_seconds), (None, 600));
-    let first = boot(&mut dhcp, uefi_rom).yiaddr;
-    for (now, why) in [(NOW, "the machine holds it"), (NOW + 3_600_000, "the machine had it last")] {
-        let network = would(&dhcp, now);
-        assert_eq!((network.subnet.as_str(), network.address), ("10.77.0.0/16", Some(first)));
-        assert_eq!(network.why, why);
-    }
-    assert_eq!(got(uefi_rom(DISCOVER).at_time(&mut dhcp, NOW + 3_600_000)).yiaddr, first);
-}
