@@ -20,12 +20,13 @@ PACKAGES := \
 	fdisk dosfstools mtools e2fsprogs `: partitions and file systems inside image files` \
 	zstd cpio kmod busybox-static `: the RAM system of the agent` \
 	iproute2 `: network namespaces` \
-	isc-dhcp-client tftp-hpa curl `: real clients for the tests` \
-	isc-dhcp-relay `: a relay that adds option 82, for the tests of the port map`
+	isc-dhcp-client dhcpcd-base systemd tftp-hpa curl `: real clients for the tests` \
+	isc-dhcp-relay dnsmasq-base `: real relays, and another DHCP server` \
+	kea-admin `: perfdhcp, which counts what is lost`
 
 # What only the benchmarks need: the peers that they measure against.
 BENCH_PACKAGES := \
-	kea-dhcp4-server kea-admin dnsmasq-base ethtool `: DHCP; perfdhcp is in kea-admin`
+	kea-dhcp4-server ethtool `: DHCP`
 
 .PHONY: lab test bench build images setup fmt
 

@@ -11,6 +11,7 @@ use rackline::boot::firmware::Files;
 use rackline::store::lease::LeaseState;
 
 use crate::net::{Appliance, Net, Running, can_run, inside, leases, run, udhcpc_script, until};
+use crate::wire::{Tap, keep};
 
 #[test]
 fn udhcpc_binds_renews_and_releases_and_finds_its_address_after_a_restart() {
@@ -368,6 +369,7 @@ fn two_ipxe_guests_boot_side_by_side() {
     run("ip", &["-n", ns, "link", "set", "br0", "up"]);
     run("ip", &["-n", ns, "link", "set", "c0", "master", "br0"]);
     let appliance = Appliance::start(&net, Files::default()).unwrap();
+    let tap = Tap::on(&net.server, "lab0");
     let guests: Vec<Running> = (1..=2).map(|n| guest(&net, n)).collect();
     for n in 1..=2 {
         let console = net.path(&format!("console{n}"));
@@ -377,6 +379,11 @@ fn two_ipxe_guests_boot_side_by_side() {
         });
     }
     drop(guests);
+    keep(
+        "ipxe-rom",
+        &["SeaBIOS and the iPXE ROM of QEMU 7.2 (Debian ipxe-qemu, iPXE 2019), two guests", "INIT"],
+        &tap.seen(),
+    );
     let seen = appliance.watcher.seen();
     let addresses: HashSet<_> = seen.iter().map(|s| (s.mac, s.address)).collect();
     assert_eq!(addresses.len(), 2, "each machine one address, by DHCP and by HTTP: {seen:?}");

@@ -38,6 +38,14 @@ pub fn installed(tool: &str) -> bool {
     std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|dir| dir.join(tool).exists())
 }
 
+/// The two ends: the same in every test, so that captures compare.
+pub const LAB0: [u8; 6] = [2, 0, 0, 0x77, 0, 1];
+pub const C0: [u8; 6] = [2, 0, 0, 0x77, 0, 2];
+
+fn text(mac: [u8; 6]) -> String {
+    MacAddr(mac).to_string()
+}
+
 /// Two namespaces: the appliance on `lab0` (10.77.0.1/16), clients on `c0`.
 pub struct Net {
     pub server: String,
@@ -59,7 +67,9 @@ impl Net {
         let (s, c) = (net.server.as_str(), net.client.as_str());
         run("ip", &["netns", "add", s]);
         run("ip", &["netns", "add", c]);
-        run("ip", &["-n", s, "link", "add", "lab0", "type", "veth", "peer", "name", "c0", "netns", c]);
+        let (ours, theirs) = (text(LAB0), text(C0));
+        let peer = ["type", "veth", "peer", "name", "c0", "address", &theirs, "netns", c];
+        run("ip", &[&["-n", s, "link", "add", "lab0", "address", &ours], &peer[..]].concat());
         run("ip", &["-n", s, "addr", "add", "10.77.0.1/16", "dev", "lab0"]);
         for (ns, link) in [(s, "lo"), (s, "lab0"), (c, "lo"), (c, "c0")] {
             run("ip", &["-n", ns, "link", "set", link, "up"]);
@@ -67,7 +77,6 @@ impl Net {
         net
     }
 
-    #[allow(dead_code)]
     /// One more namespace, with nothing but its loopback; removed with the others.
     pub fn namespace(&mut self, suffix: &str) -> String {
         let ns = format!("{}{suffix}", self.server);
