@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::Row;
 use tokio::sync::mpsc;
@@ -84,8 +84,8 @@ fn from_row(row: &sqlx::any::AnyRow) -> Result<Lease> {
 
 /// Leases that share one commit.
 const GROUP: usize = 1024;
-/// How long the first lease of a group waits for others.
-const GATHER: Duration = Duration::from_millis(2);
+/// How long the first lease of a group waits for others, where the commit before has only just ended.
+const GATHER: Duration = Duration::from_millis(1);
 /// Leases that may wait for the next one. What does not fit is not granted; the client asks again.
 const WAITING: usize = 8192;
 
@@ -106,10 +106,14 @@ impl<T: Send + 'static> Writer<T> {
         let (queue, mut waiting) = mpsc::channel(WAITING);
         let task = tokio::spawn(async move {
             let mut group: Vec<(Lease, T)> = Vec::with_capacity(GROUP);
+            let mut committed = Instant::now() - GATHER;
             while waiting.recv_many(&mut group, GROUP).await > 0 {
-                gather(&mut waiting, &mut group).await;
+                if committed.elapsed() < GATHER {
+                    gather(&mut waiting, &mut group).await;
+                }
                 let (leases, then): (Vec<Lease>, Vec<T>) = group.drain(..).unzip();
                 done(commit(&db, &leases).await, then);
+                committed = Instant::now();
             }
         });
         (Self { queue }, task)
