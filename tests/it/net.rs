@@ -156,14 +156,14 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Holds every machine, or sends every one to the agent, and remembers what it was told.
+/// Has one answer for every machine, and remembers what it was told.
 #[derive(Default)]
 pub struct Watcher {
     pub seen: Mutex<Vec<Sighting>>,
     pub unheard: Mutex<Vec<Unanswered>>,
     pub notes: Mutex<Vec<String>>,
-    /// What to answer instead of a hold.
-    pub agent: Option<BootAnswer>,
+    /// Instead of a hold.
+    pub answer: Option<BootAnswer>,
 }
 
 impl Watcher {
@@ -200,7 +200,7 @@ impl Policy for Watcher {
 
     fn boot_answer(&self, asking: Sighting) -> BoxFuture<'_, rackline::error::Result<BootAnswer>> {
         let hold = BootAnswer::Hold { reason: format!("nothing to do for {}", asking.mac) };
-        let answer = self.agent.clone().unwrap_or(hold);
+        let answer = self.answer.clone().unwrap_or(hold);
         self.seen.lock().unwrap().push(asking);
         Box::pin(async move { Ok(answer) })
     }
