@@ -24,7 +24,8 @@ PACKAGES := \
 
 # What only the benchmarks need: the peers that they measure against.
 BENCH_PACKAGES := \
-	kea-dhcp4-server kea-admin dnsmasq-base ethtool `: DHCP; perfdhcp is in kea-admin`
+	kea-dhcp4-server kea-admin dnsmasq-base ethtool `: DHCP; perfdhcp is in kea-admin` \
+	nginx-light procps `: files over HTTP`
 
 .PHONY: lab test bench build images setup fmt
 

@@ -8,6 +8,7 @@ mod boot;
 mod config;
 mod delivery;
 mod engine;
+mod http_files;
 mod image;
 mod layers;
 mod loader;
