@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 RUNS=${RUNS:-5} SIZE=$((1 << 30)) PORT=8080 NS=rackline-http-$$
 # clients, requests of each, bytes of each request
-SPECS=${SPECS:-"1:8:$SIZE 16:1:$SIZE 200:1:$((96 << 20))"}
+SPECS=${SPECS:-"1:16:$SIZE 16:1:$SIZE 200:1:$((96 << 20))"}
 
 load=$(cargo bench --bench http-load --no-run --message-format=json 2>/dev/null |
 	sed -n 's/.*"executable":"\([^"]*http_load[^"]*\)".*/\1/p')
@@ -24,7 +24,7 @@ worker_processes auto; daemon off; pid $dir/nginx.pid; error_log $dir/error.log;
 events { worker_connections 4096; }
 http { access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000; client_body_temp_path $dir/t;
  proxy_temp_path $dir/t; fastcgi_temp_path $dir/t; uwsgi_temp_path $dir/t; scgi_temp_path $dir/t;
- server { listen 127.0.0.1:$PORT; root $dir; } }
+ server { listen 127.0.0.1:$PORT reuseport; root $dir; } }
 EOF
 
 start() {
