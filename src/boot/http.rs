@@ -122,9 +122,14 @@ async fn decide(site: &Site, asking: Sighting) -> BootAnswer {
 
 fn answer_with(script: Result<String>) -> Response {
     match script {
-        // A script holds the machine's token: no cache may keep it.
+        // A script holds the machine's token: no cache may keep it. What it loads next is large and on a new connection,
+        // which `httpd::Server` can keep to itself.
         Ok(script) => {
-            let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-store")];
+            let headers = [
+                (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+                (header::CACHE_CONTROL, "no-store"),
+                (header::CONNECTION, "close"),
+            ];
             (headers, script).into_response()
         }
         Err(e) => {

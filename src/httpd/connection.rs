@@ -1,6 +1,7 @@
 //! One connection: request heads in, answers out, in the order of the requests (RFC 9112 section 9.3.2: what was pipelined
 //! waits in the buffer). The first request that is not for a file takes the connection to hyper and the router.
 
+use std::convert::Infallible;
 use std::io::Cursor;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,8 +10,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::extract::ConnectInfo;
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{Method, StatusCode};
+use axum::response::Response;
 use bytes::{Buf, BufMut, BytesMut};
-use hyper_util::rt::TokioIo;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -181,24 +187,47 @@ impl Connection {
         .await;
     }
 
-    /// The request in the buffer, and nothing after it, goes to the router.
+    /// The request in the buffer goes to the router, and with it the connection.
     async fn route(self) {
         let Self { stream, peer, buffer, shared } = self;
-        shared.counters.add(Event::Router, Some(peer));
         let (read, write) = stream.into_split();
         let read = AsyncReadExt::chain(Cursor::new(buffer), read);
         let io = TokioIo::new(tokio::io::join(read, write));
-        let router = shared.router.clone();
-        let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-            request.extensions_mut().insert(ConnectInfo(peer));
-            router.clone().oneshot(request.map(axum::body::Body::new))
-        });
-        let serving = hyper::server::conn::http1::Builder::new().keep_alive(false).serve_connection(io, service);
-        match timeout(shared.limits.router, serving).await {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) if e.is_parse() => shared.counters.add(Event::Malformed, Some(peer)),
-            Ok(Err(_)) => shared.counters.add(Event::Aborted, Some(peer)),
-            Err(_) => shared.counters.add(Event::RouterTimeout, Some(peer)),
+        let state = shared.clone();
+        let service = service_fn(move |request| routed(state.clone(), peer, request));
+        let serving = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(shared.limits.idle)
+            .serve_connection(io, service);
+        tokio::pin!(serving);
+        let ended = tokio::select! {
+            ended = serving.as_mut() => ended,
+            () = shared.stop.cancelled() => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
+            }
+        };
+        let event = match ended {
+            Ok(()) => return,
+            Err(e) if e.is_timeout() => Event::Idle,
+            Err(e) if e.is_parse() => Event::Malformed,
+            Err(_) => Event::Aborted,
+        };
+        shared.counters.add(event, Some(peer));
+    }
+}
+
+/// The router's answer, or 503 when it takes too long.
+async fn routed(shared: Arc<Shared>, peer: SocketAddr, request: Request<Incoming>) -> Result<Response, Infallible> {
+    shared.counters.add(Event::Router, Some(peer));
+    let mut request = request.map(axum::body::Body::new);
+    request.extensions_mut().insert(ConnectInfo(peer));
+    let method = request.method().clone();
+    match timeout(shared.limits.router, shared.router.clone().oneshot(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            shared.counters.add(Event::RouterTimeout, Some(peer));
+            Ok(super::text(&method, StatusCode::SERVICE_UNAVAILABLE, "the answer took too long: try again\n"))
         }
     }
 }

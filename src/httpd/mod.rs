@@ -4,12 +4,12 @@
 //! ```text
 //!  accept ─► read a request head ─► is its path one of the files? ── yes ─► head, sendfile, next request
 //!                                                │ no
-//!                                                └─► hyper and the router: this request, then the connection ends
+//!                                                └─► hyper and the router, until the connection ends
 //! ```
 //!
-//! That a connection ends with its first request for the router costs a client one more connection, and buys that each
-//! request for a file starts here: iPXE fetches its script and then 100 MB of kernel and RAM system over one connection if
-//! it may, and the router would copy them through user space.
+//! A connection that the router has does not come back, and files on it are copied through user space. So the router ends
+//! it where files follow: with the boot script, and with a file ([`respond`]). It does not where firmware asks twice, HEAD
+//! and GET: older UEFI firmware does not open a second connection.
 //!
 //! What a client sends never becomes a path: it is looked up among the names of a closed set, by [`Find`].
 
@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
@@ -39,7 +39,8 @@ pub type Find = dyn Fn(&str) -> Option<PathBuf> + Send + Sync;
 /// Bytes that are read at once where a file goes through user space.
 const PIECE: usize = 256 << 10;
 
-/// The answer for the file at `path` where a router gives it: the same as the server's own, but copied.
+/// The answer for the file at `path` where a router gives it: the same as the server's own, but copied, and it ends the
+/// connection, so that the next file is the server's.
 pub fn respond(request: &Request, path: &Path) -> Response {
     let answer = answer::answer(request.method(), request.headers(), path);
     let body = match answer.body {
@@ -60,6 +61,7 @@ pub fn respond(request: &Request, path: &Path) -> Response {
     };
     let mut response = Response::new(body);
     (*response.status_mut(), *response.headers_mut()) = (answer.status, answer.headers);
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderValue, Method, StatusCode, header};
-use rustix::net::SendFlags;
+use rustix::net::{SendFlags, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -37,7 +37,7 @@ pub struct Limits {
     pub idle: Duration,
     /// Until the client takes the next bytes of an answer.
     pub write: Duration,
-    /// For a request that the router answers, with its answer; agents' questions are held open for about a minute.
+    /// Until the router has an answer; agents' questions are held open for about a minute.
     pub router: Duration,
 }
 
@@ -91,7 +91,10 @@ impl Server {
     /// Until the stop, and [`GRACE`] longer for what is running then.
     pub async fn run(self, listener: TcpListener) {
         // Heads are small packets that must not wait for an acknowledgement; accepted sockets inherit it.
-        let _ = rustix::net::sockopt::set_tcp_nodelay(&listener, true);
+        let _ = sockopt::set_tcp_nodelay(&listener, true);
+        // For answers of the router: the kernel ends a connection whose client takes nothing for so long.
+        let patience = u32::try_from(self.shared.limits.write.as_millis()).unwrap_or(u32::MAX);
+        let _ = sockopt::set_tcp_user_timeout(&listener, patience);
         let mut running = JoinSet::new();
         loop {
             tokio::select! {

@@ -1,37 +1,25 @@
 //! The machines' web server against curl and raw sockets, on the loopback: what is right, what is wrong, and who is slow.
-//! All names and contents are made here; what the boot pages answer besides files is for `boot.rs`.
+//! What the appliance's own pages answer is for `boot.rs` and `loader.rs`.
 
+use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::future::BoxFuture;
-use rackline::boot::firmware::Files;
-use rackline::boot::script::Scripts;
-use rackline::boot::{BootAnswer, Policy, Sighting, http};
-use rackline::httpd::{Counters, Event, Limits, Server};
+use axum::Router;
+use axum::extract::{ConnectInfo, Request};
+use axum::http::StatusCode;
+use axum::routing::any;
+use rackline::httpd::{self, Counters, Event, Limits, Server};
 use tokio_util::sync::CancellationToken;
 
 /// Not a multiple of anything that is sent at once.
 const SIZE: usize = (5 << 20) + 4321;
 /// Longer than a server may need for anything here, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Holds every machine, and keeps from where it asked.
-#[derive(Default)]
-struct Hold(Mutex<Vec<Option<IpAddr>>>);
-
-impl Policy for Hold {
-    fn sighted(&self, _: Sighting) {}
-
-    fn boot_answer(&self, asking: Sighting) -> BoxFuture<'_, rackline::error::Result<BootAnswer>> {
-        self.0.lock().unwrap().push(asking.address);
-        Box::pin(async { Ok(BootAnswer::Hold { reason: "test".into() }) })
-    }
-}
 
 /// `kernel` is served as `vmlinuz`, an empty file as `empty`, a loader as `snponly.efi`; once by the server, and once by the
 /// router alone.
@@ -43,7 +31,6 @@ struct Appliance {
     /// The router behind it, asked without it.
     router: SocketAddr,
     counters: Arc<Counters>,
-    policy: Arc<Hold>,
     stop: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -53,20 +40,23 @@ impl Appliance {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let mut content = vec![0; SIZE];
         blake3::Hasher::new().update(b"rackline http").finalize_xof().fill(&mut content);
-        let mut files = Files::default();
+        let mut files = HashMap::new();
         for (name, file, bytes) in
             [("vmlinuz", "kernel", content.as_slice()), ("empty", "empty", b""), ("snponly.efi", "snponly.efi", b"MZ")]
         {
             std::fs::write(dir.path().join(file), bytes).unwrap();
-            files = files.with(name, &dir.path().join(file)).unwrap();
+            files.insert(format!("/boot/files/{name}"), dir.path().join(file));
         }
-        let policy = Arc::new(Hold::default());
-        let scripts = Scripts::new("http://127.0.0.1", &[], "00").unwrap();
-        let site = Arc::new(http::Site { policy: policy.clone(), files: Arc::new(files), scripts });
+        let routed = files.clone();
+        let file = async move |request: Request| match routed.get(request.uri().path()) {
+            Some(path) => httpd::respond(&request, path),
+            None => httpd::text(request.method(), StatusCode::NOT_FOUND, "no such boot file\n"),
+        };
+        let who = async |ConnectInfo(peer): ConnectInfo<SocketAddr>, body: String| format!("{} {body}", peer.ip());
+        let router = Router::new().route("/boot/files/{name}", any(file)).route("/who", any(who));
         let stop = CancellationToken::new();
-        let (router, stopped) = (http::router(site.clone()), stop.clone());
-        let find = move |path: &str| site.file(path).map(PathBuf::from);
-        let server = Server::new(find, router.clone(), limits, stop.clone());
+        let stopped = stop.clone();
+        let server = Server::new(move |path: &str| files.get(path).cloned(), router.clone(), limits, stop.clone());
         let counters = server.counters();
         let (ready, started) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -83,7 +73,7 @@ impl Appliance {
             });
         });
         let (address, router) = started.recv().unwrap();
-        Self { dir, content, address, router, counters, policy, stop, thread: Some(thread) }
+        Self { dir, content, address, router, counters, stop, thread: Some(thread) }
     }
 
     fn file(&self) -> PathBuf {
@@ -327,7 +317,9 @@ fn many_requests_in_one_packet_are_answered_in_their_order() {
         range(0, 9),
         "GET http://a/boot/files/snponly.efi?x=1 HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
         "GET /boot/files/empty HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n".to_owned(),
-        "GET /boot/ipxe?mac=52:54:00:00:00:01 HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+        "POST /who HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello".to_owned(),
+        "HEAD /who HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+        range(1, 3),
     ]
     .concat();
     client.say(all);
@@ -338,12 +330,14 @@ fn many_requests_in_one_packet_are_answered_in_their_order() {
     assert_eq!(client.hear().body, b"MZ");
     let empty = client.hear();
     assert_eq!((empty.status, empty.closes), (200, false));
-    // The script is the router's, which ends the connection; the machine's address went with the request.
-    let script = client.hear();
-    assert!(script.body.starts_with(b"#!ipxe\n") && script.closes);
+    // From here on the router answers, which knows the client too; a file there is the last one.
+    let who = client.hear();
+    assert_eq!((who.body.as_slice(), who.closes), (b"127.0.0.1 hello".as_slice(), false));
+    assert_eq!(client.response(false).status, 200);
+    let last = client.hear();
+    assert_eq!((last.body.as_slice(), last.closes), (&a.content[1..=3], true));
     assert!(client.ended());
-    assert_eq!(*a.policy.0.lock().unwrap(), [Some(IpAddr::V4(Ipv4Addr::LOCALHOST))]);
-    assert_eq!((a.counters.get(Event::Connection), a.counters.get(Event::Router)), (1, 1));
+    assert_eq!((a.counters.get(Event::Connection), a.counters.get(Event::Router)), (1, 3));
 }
 
 #[test]
@@ -356,8 +350,8 @@ fn a_request_in_small_pieces_is_a_request() {
     }
     assert_eq!(client.hear().body, b"MZ");
     // And one that a router answers, with content behind the head.
-    client.say("POST /boot/ipxe HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhe").say("llo");
-    assert_eq!(client.hear().status, 405);
+    client.say("POST /who HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhe").say("llo");
+    assert_eq!(client.hear().body, b"127.0.0.1 hello");
 }
 
 #[test]
@@ -430,9 +424,10 @@ fn slow_clients_are_given_up_and_others_do_not_wait_for_them() {
     let mut deaf = a.client();
     deaf.say(get);
     let mut silent = a.client();
-    let mut kept = a.client();
-    kept.say("GET /boot/files/empty HTTP/1.1\r\nHost: a\r\n\r\n");
-    assert_eq!(kept.hear().status, 200);
+    let mut kept = [a.client(), a.client()];
+    for (client, path) in kept.iter_mut().zip(["/boot/files/empty", "/who"]) {
+        assert_eq!(client.say(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).hear().status, 200);
+    }
     // A byte now and then does not prolong anything.
     let mut dripping = a.client();
     let drip = dripping.0.try_clone().unwrap();
@@ -446,9 +441,10 @@ fn slow_clients_are_given_up_and_others_do_not_wait_for_them() {
     assert!(a.curl(&["-r", "0-4999999", &a.url("/boot/files/vmlinuz")]) == a.content[..5_000_000]);
     let answer = dripping.hear();
     assert_eq!((answer.status, answer.closes), (408, true));
-    assert!(silent.ended() && kept.ended());
+    assert!(silent.ended() && kept.iter_mut().all(Client::ended));
     a.until(Event::WriteTimeout, 1);
-    assert_eq!((a.counters.get(Event::HeadTimeout), a.counters.get(Event::Idle)), (1, 2));
+    a.until(Event::Idle, 3);
+    assert_eq!(a.counters.get(Event::HeadTimeout), 1);
     let mut taken = Vec::new();
     let _ = deaf.0.read_to_end(&mut taken);
     assert!(taken.len() < 64 << 20, "a download that was given up is not whole");
@@ -530,14 +526,16 @@ fn a_file_that_is_cut_short_ends_the_connection() {
 fn the_stop_ends_what_is_idle_at_once_and_the_rest_soon() {
     let mut a = Appliance::start(Limits::default());
     std::fs::File::options().write(true).open(a.file()).unwrap().set_len(64 << 20).unwrap();
-    let mut kept = a.client();
-    assert_eq!(kept.say("GET /boot/files/snponly.efi HTTP/1.1\r\nHost: a\r\n\r\n").hear().status, 200);
+    let mut kept = [a.client(), a.client()];
+    for (client, path) in kept.iter_mut().zip(["/boot/files/snponly.efi", "/who"]) {
+        assert_eq!(client.say(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).hear().status, 200);
+    }
     let mut deaf = a.client();
     deaf.say("GET /boot/files/vmlinuz HTTP/1.1\r\nHost: a\r\n\r\n");
-    a.until(Event::Connection, 2);
+    a.until(Event::Connection, 3);
     let started = Instant::now();
     a.stop.cancel();
-    assert!(kept.ended());
+    assert!(kept.iter_mut().all(Client::ended));
     a.thread.take().unwrap().join().unwrap();
     assert!(started.elapsed() < Duration::from_secs(20), "the grace is 2 s");
     let mut taken = Vec::new();
