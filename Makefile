@@ -26,7 +26,8 @@ PACKAGES := \
 
 # What only the benchmarks need: the peers that they measure against.
 BENCH_PACKAGES := \
-	kea-dhcp4-server ethtool `: DHCP`
+	kea-dhcp4-server ethtool `: DHCP` \
+	nginx-light procps `: files over HTTP`
 
 .PHONY: lab test bench build images setup fmt
 

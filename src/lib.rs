@@ -10,6 +10,7 @@ pub mod template;
 pub mod lifecycle;
 pub mod config;
 pub mod store;
+pub mod httpd;
 pub mod boot;
 pub mod bmc;
 pub mod image;

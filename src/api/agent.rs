@@ -2,22 +2,21 @@
 //! its machine; images are public by digest, signed, and hold no secrets.
 
 use std::net::SocketAddr;
+use std::path;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{ConnectInfo, Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde::Deserialize;
-use tower::ServiceExt;
-use tower_http::services::ServeFile;
 
 use super::{Failure, Shared};
 use crate::engine::About;
 use crate::error::{Error, Result};
-use crate::image::Entry;
+use crate::httpd;
+use crate::image::{Catalogue, Entry};
 use crate::lifecycle::Event;
 use crate::link::{self, Hello, Issued, Mode, Outcome, POLL_SECONDS, Progress, Report, Welcome};
 use crate::machine::{Digest, MachineId};
@@ -125,14 +124,27 @@ pub async fn report(
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub async fn manifest(State(s): State<Shared>, Path(digest): Path<Digest>) -> Result<Response, Failure> {
-    let image = image(&s, digest)?;
-    file(&image.signed, Request::new(Body::empty())).await
+pub async fn manifest(
+    State(s): State<Shared>,
+    Path(digest): Path<Digest>,
+    request: Request,
+) -> Result<Response, Failure> {
+    Ok(httpd::respond(&request, &image(&s, digest)?.signed))
 }
 
 pub async fn data(State(s): State<Shared>, Path(digest): Path<Digest>, request: Request) -> Result<Response, Failure> {
-    let image = image(&s, digest)?;
-    file(&image.data, request).await
+    Ok(httpd::respond(&request, &image(&s, digest)?.data))
+}
+
+/// The file that is served under this path of a URL.
+pub fn image_file<'a>(catalogue: &'a Catalogue, path: &str) -> Option<&'a path::Path> {
+    let (digest, file) = path.strip_prefix("/images/")?.split_once('/')?;
+    let image = catalogue.by_digest(digest.parse().ok()?)?;
+    match file {
+        "manifest" => Some(&image.signed),
+        "data" => Some(&image.data),
+        _ => None,
+    }
 }
 
 fn image(s: &Shared, digest: Digest) -> Result<&Entry> {
@@ -140,13 +152,6 @@ fn image(s: &Shared, digest: Digest) -> Result<&Entry> {
         Error::not_found("image.unknown", format!("there is no image {digest}"))
             .hint("`rackline image list` shows them")
     })
-}
-
-async fn file(path: &std::path::Path, request: Request) -> Result<Response, Failure> {
-    match ServeFile::new(path).oneshot(request).await {
-        Ok(response) => Ok(response.into_response()),
-        Err(never) => match never {},
-    }
 }
 
 fn parsed<T>(body: std::result::Result<Json<T>, JsonRejection>) -> Result<T> {

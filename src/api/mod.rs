@@ -12,13 +12,14 @@ pub mod view;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 
 use crate::boot::explain::Explainer;
 use crate::boot::monitor::Monitor;
 use crate::engine::Engine;
 use crate::image::catalogue::Catalogue;
 
+pub use agent::image_file;
 pub use machines::view_of;
 pub use problem::Failure;
 
@@ -62,8 +63,8 @@ pub fn agents(shared: Shared) -> Router {
         .route("/agent/v1/{machine}/order", get(agent::order))
         .route("/agent/v1/{machine}/progress", post(agent::progress))
         .route("/agent/v1/{machine}/report", post(agent::report))
-        .route("/images/{manifest}/manifest", get(agent::manifest))
-        .route("/images/{manifest}/data", get(agent::data))
+        .route("/images/{manifest}/manifest", any(agent::manifest))
+        .route("/images/{manifest}/data", any(agent::data))
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
         .with_state(shared)
 }

@@ -5,8 +5,11 @@
 //! | `GET /boot/ipxe?mac=…&uuid=…&arch=…&again=…` | always 200 and a script: iPXE shows an HTTP error for a moment and goes on to the next boot entry, a script can say what is wrong and ask again |
 //! | `GET`, `HEAD /boot/files/NAME` | one of a closed set of files, with ranges; 404 else |
 //! | `GET`, `HEAD /boot/loader/MAC/NAME` | a boot file for UEFI HTTP boot (`loader::http`) |
+//!
+//! Where [`httpd::Server`] stands before the router, it sends the files itself and asks [`Site::file`] for them.
 
 use std::net::SocketAddr;
+use std::path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +18,8 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{ConnectInfo, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{any, get};
 use serde::Deserialize;
-use tower_http::services::ServeFile;
 use tracing::{debug, error};
 
 use super::firmware::Files;
@@ -25,6 +27,7 @@ use super::loader::Loaders;
 use super::script::{Asker, Dialect};
 use super::{BootAnswer, Policy, Sighting, Stage};
 use crate::error::Result;
+use crate::httpd;
 use crate::machine::{ClientArch, MacAddr};
 
 /// How long the rules may take. iPXE gives an HTTP answer some tens of seconds.
@@ -38,11 +41,18 @@ pub struct Site {
     pub loaders: Arc<Loaders>,
 }
 
+impl Site {
+    /// The file that is served under this path of a URL.
+    pub fn file(&self, path: &str) -> Option<&path::Path> {
+        self.files.paths.get(path.strip_prefix("/boot/files/")?).map(path::PathBuf::as_path)
+    }
+}
+
 pub fn router(site: Arc<Site>) -> Router {
     let loaders = super::loader::http::router(site.loaders.clone());
     Router::new()
         .route("/boot/ipxe", get(script))
-        .route("/boot/files/{name}", get(file))
+        .route("/boot/files/{name}", any(file))
         .with_state(site)
         .merge(loaders)
 }
@@ -112,9 +122,14 @@ async fn decide(site: &Site, asking: Sighting) -> BootAnswer {
 
 fn answer_with(script: Result<String>) -> Response {
     match script {
-        // A script holds the machine's token: no cache may keep it.
+        // A script holds the machine's token: no cache may keep it. What it loads next is large and on a new connection,
+        // which `httpd::Server` can keep to itself.
         Ok(script) => {
-            let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-store")];
+            let headers = [
+                (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+                (header::CACHE_CONTROL, "no-store"),
+                (header::CONNECTION, "close"),
+            ];
             (headers, script).into_response()
         }
         Err(e) => {
@@ -125,14 +140,8 @@ fn answer_with(script: Result<String>) -> Response {
 }
 
 async fn file(State(site): State<Arc<Site>>, Path(name): Path<String>, request: Request) -> Response {
-    let Some(path) = site.files.paths.get(&name) else {
-        return (StatusCode::NOT_FOUND, "no such boot file\n").into_response();
-    };
-    match ServeFile::new(path).try_call(request).await {
-        Ok(response) => response.into_response(),
-        Err(e) => {
-            error!(error = %e, path = %path.display(), "boot file");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
-        }
+    match site.files.paths.get(&name) {
+        Some(path) => httpd::respond(&request, path),
+        None => httpd::text(request.method(), StatusCode::NOT_FOUND, "no such boot file\n"),
     }
 }

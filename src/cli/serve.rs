@@ -19,6 +19,7 @@ use crate::config::{Config, expected};
 use crate::console;
 use crate::engine::{About, Engine, SeedFacts, Site};
 use crate::error::{Error, Kind, OrFail, Result};
+use crate::httpd::{Limits, Server};
 use crate::image::{Cache, Catalogue, PublicKey, RamSystem, ram};
 use crate::lifecycle::{BmcAccount, Event, Expectation, SwitchPort};
 use crate::store::seal::Seal;
@@ -62,6 +63,7 @@ pub async fn run(args: Args) -> Result<()> {
         switches: switches.clone(),
     };
 
+    raise_file_limit();
     let people = people_listener(config.api.listen)?;
     let machines = machines_listener(&config).await?;
     let engine = Engine::start(site, stop.clone()).await?;
@@ -74,7 +76,7 @@ pub async fn run(args: Args) -> Result<()> {
     let scripts = Arc::new(Scripts::new(&config.boot, &public.to_string())?);
     let services = boot::serve(&config.boot, files.clone(), scripts, switches.clone(), policy.clone(), db).await?;
     let loaders = services.loaders();
-    let boot_pages = boot::http::router(Arc::new(boot::http::Site { policy, files, loaders }));
+    let boot_site = Arc::new(boot::http::Site { policy, files, loaders });
     let boot = Arc::new(services.explainer(Arc::new(engine.clone())));
     let monitor = services.monitor();
     let ssh_keys = config.host.ssh_keys.clone().into();
@@ -86,18 +88,27 @@ pub async fn run(args: Args) -> Result<()> {
         current: config.clone(),
     };
     tokio::spawn(reload.run(stop.clone()));
+    let images = catalogue.clone();
     let shared = Shared { engine: engine.clone(), catalogue, boot, monitor, ssh_keys };
-    let for_machines = api::agents(shared.clone()).merge(boot_pages).merge(switch::http::router(switches));
+    let router = api::agents(shared.clone()).merge(boot::http::router(boot_site.clone()));
+    let router = router.merge(switch::http::router(switches));
+    let find = move |path: &str| boot_site.file(path).or_else(|| api::image_file(&images, path)).map(Path::to_owned);
+    let for_machines = Server::new(find, router, Limits::default(), stop.clone());
     let for_people = api::people(shared).merge(console::router(engine));
     let address = people.local_addr().unwrap_or(config.api.listen);
     tracing::info!(site = %config.site.name, console = %format!("http://{address}/"), machines = %config.boot.url, "ready");
-    let served = tokio::try_join!(http(machines, for_machines, stop.clone()), http(people, for_people, stop.clone()));
-    stop.cancel();
+    let serving = async {
+        let served = http(people, for_people, stop.clone()).await;
+        stop.cancel();
+        served
+    };
+    let ((), served) = tokio::join!(for_machines.run(machines), serving);
     services.stop().await;
     fleet.close().await;
-    served.map(|_| ())
+    served
 }
 
+/// The pages and the API for people.
 async fn http(listener: TcpListener, router: Router, stop: CancellationToken) -> Result<()> {
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     // Long polls and streams end with the stop themselves; the rest has a moment to finish.
@@ -125,6 +136,15 @@ fn people_listener(address: SocketAddr) -> Result<TcpListener> {
         "serve.listen",
         || "the listening socket is not usable",
     )
+}
+
+/// A connection that is served a file holds two file descriptors, and the usual limit of 1024 is one for `select(2)`.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(error = %e, "the limit on open files stays as it is");
+    }
 }
 
 /// Where the machines reach us: the port of `boot.url`, on every address of this host.

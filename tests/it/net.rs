@@ -14,6 +14,7 @@ use rackline::boot::firmware::Files;
 use rackline::boot::monitor::Monitor;
 use rackline::boot::script::Scripts;
 use rackline::boot::{BootAnswer, Facts, Handle, Policy, Sighting, Unanswered, http};
+use rackline::httpd::{Limits, Server};
 use rackline::machine::MacAddr;
 use rackline::store::Db;
 use rackline::store::lease::{self, Lease};
@@ -243,12 +244,12 @@ impl Appliance {
                         Ok(handle) => handle,
                         Err(e) => return ready.send(Err(e)).unwrap(),
                     };
-                    let site = http::Site { policy, files, loaders: handle.loaders() };
+                    let site = Arc::new(http::Site { policy, files, loaders: handle.loaders() });
                     let listener = tokio::net::TcpListener::bind("10.77.0.1:80").await.unwrap();
-                    let web = tokio::spawn(async move {
-                        let app = http::router(Arc::new(site)).into_make_service_with_connect_info::<SocketAddr>();
-                        axum::serve(listener, app).await.unwrap();
-                    });
+                    let router = http::router(site.clone());
+                    let find = move |path: &str| site.file(path).map(PathBuf::from);
+                    let web = Server::new(find, router, Limits::default(), Default::default());
+                    let web = tokio::spawn(web.run(listener));
                     ready.send(Ok(handle.monitor())).unwrap();
                     let _ = stopped.await;
                     web.abort();

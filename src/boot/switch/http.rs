@@ -15,10 +15,10 @@ use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tower_http::services::ServeFile;
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::{File, INSTALLER, Switches};
+use crate::httpd;
 use crate::machine::{MacAddr, Serial};
 
 pub fn router(switches: Arc<Switches>) -> Router {
@@ -52,13 +52,7 @@ async fn serve(switches: &Switches, name: &str, file: &str, request: Request) ->
     let response = match switches.file(name, file) {
         None => return not_found(),
         Some(File::Document(text)) => ([(header::CONTENT_TYPE, media_type(file))], text).into_response(),
-        Some(File::Image(path)) => match ServeFile::new(&path).try_call(request).await {
-            Ok(response) => response.into_response(),
-            Err(e) => {
-                error!(error = %e, path = %path.display(), "installer");
-                return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-            }
-        },
+        Some(File::Image(path)) => httpd::respond(&request, &path),
     };
     if whole && response.status().is_success() {
         switches.note_fetched(name, file, peer.map(|peer| peer.to_canonical()));
