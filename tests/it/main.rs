@@ -19,4 +19,5 @@ mod rack;
 mod relay;
 mod site;
 mod switch;
+mod tftp;
 mod wire;
