@@ -20,9 +20,10 @@ PACKAGES := \
 	fdisk dosfstools mtools e2fsprogs `: partitions and file systems inside image files` \
 	zstd cpio kmod busybox-static `: the RAM system of the agent` \
 	iproute2 `: network namespaces` \
-	isc-dhcp-client dhcpcd-base systemd tftp-hpa curl `: real clients for the tests` \
+	isc-dhcp-client dhcpcd-base systemd tftp-hpa atftp curl `: real clients for the tests` \
 	isc-dhcp-relay dnsmasq-base `: real relays, and another DHCP server` \
-	kea-admin `: perfdhcp, which counts what is lost`
+	kea-admin `: perfdhcp, which counts what is lost` \
+	nftables `: a link that loses packets, for the tests`
 
 # What only the benchmarks need: the peers that they measure against.
 BENCH_PACKAGES := \

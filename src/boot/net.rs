@@ -1,7 +1,7 @@
 //! Sockets of the boot services, each bound to one interface, and Ethernet frames for clients that have no address yet.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, SockRef, Socket, Type};
 use tokio::io::Interest;
@@ -19,20 +19,24 @@ const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 
 /// A UDP socket on one interface; nothing that arrives elsewhere reaches it.
-pub fn udp(interface: &Interface, address: Ipv4Addr, port: u16) -> Result<UdpSocket> {
+pub fn udp(interface: &Interface, address: impl Into<IpAddr>, port: u16) -> Result<UdpSocket> {
+    let local = SocketAddr::new(address.into(), port);
     let open = || -> io::Result<UdpSocket> {
-        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+        let socket = Socket::new(Domain::for_address(local), Type::DGRAM, Some(Protocol::UDP))?;
         socket.bind_device(Some(interface.name.as_bytes()))?;
-        socket.set_broadcast(true)?;
+        match local {
+            SocketAddr::V4(_) => socket.set_broadcast(true)?,
+            SocketAddr::V6(_) => socket.set_only_v6(true)?,
+        }
         socket.set_nonblocking(true)?;
         // Past the limit of net.core.rmem_max where we may, up to it where not.
         if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {
             socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
         }
-        socket.bind(&SocketAddrV4::new(address, port).into())?;
+        socket.bind(&local.into())?;
         UdpSocket::from_std(socket.into())
     };
-    open().map_err(|e| cannot_open(interface, address, port, e))
+    open().map_err(|e| cannot_open(interface, local, e))
 }
 
 /// Whether the interface has the address that it is configured with.
@@ -40,8 +44,8 @@ pub fn has_address(interface: &Interface) -> Result<()> {
     udp(interface, interface.address, 0).map(|_| ())
 }
 
-fn cannot_open(interface: &Interface, address: Ipv4Addr, port: u16, e: io::Error) -> Error {
-    let name = &interface.name;
+fn cannot_open(interface: &Interface, local: SocketAddr, e: io::Error) -> Error {
+    let (name, address, port) = (&interface.name, local.ip(), local.port());
     match e.kind() {
         io::ErrorKind::AddrInUse => {
             Error::config("boot.port", format!("UDP port {port} on interface {name} is in use by another program"))

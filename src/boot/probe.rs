@@ -78,10 +78,15 @@ impl Prober {
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let (mut frame, mut packet) = ([0; 128], [0; 128]);
         loop {
-            let found = tokio::select! {
+            let received = tokio::select! {
                 () = stop.cancelled() => return,
-                got = self.arp.recv(&mut frame) => got.ok().and_then(|n| arp_reply(frame.get(..n)?)),
-                got = self.icmp.recv(&mut packet) => got.ok().and_then(|n| echo_reply(packet.get(..n)?)),
+                got = self.arp.recv(&mut frame) => got.map(|n| arp_reply(frame.get(..n)?)),
+                got = self.icmp.recv(&mut packet) => got.map(|n| echo_reply(packet.get(..n)?)),
+            };
+            let Ok(found) = received else {
+                // The interface is down.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
             };
             let Some((address, mac)) = found else { continue };
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);

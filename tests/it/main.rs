@@ -20,4 +20,5 @@ mod rack;
 mod relay;
 mod site;
 mod switch;
+mod tftp;
 mod wire;

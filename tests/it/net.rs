@@ -262,6 +262,11 @@ impl Appliance {
         Ok(Self { watcher, monitor, stop: Some(stop), thread: Some(thread) })
     }
 
+    /// How often something was answered, or was not, by its name in the metrics.
+    pub fn count(&self, name: &str) -> u64 {
+        self.monitor.status().counters[name]
+    }
+
     /// What is on disk after the services ended.
     pub fn stop(mut self, net: &Net) -> Vec<Lease> {
         self.end();
