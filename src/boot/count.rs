@@ -62,8 +62,10 @@ named! {
         StoreFailed = "store-failed",
         /// The kernel did not take the answer.
         SendFailed = "send-failed",
-        /// TFTP: not a request that can be read, or an answer to none of ours.
+        /// TFTP: not a request, nor an answer, that can be read.
         TftpMalformed = "tftp-malformed",
+        /// TFTP: an answer to no transfer: of a stranger, or too late.
+        TftpStray = "tftp-stray",
         /// TFTP: too many transfers at once, altogether or for one client.
         TftpBusy = "tftp-busy",
     }

@@ -64,14 +64,15 @@ about_machine
 
 for run in $(seq "$RUNS"); do
 	for server in $SERVERS; do
-		begin "$server"
 		for spec in $SPECS; do
+			# Anew each time: transfers that were not finished would go on for a while.
+			begin "$server"
 			IFS=: read -r file machines window <<<"$spec"
 			line=$(client "$LOAD" c0 10.16.0.1 "$mac" "$file" "$machines" "$BLOCK" "$window" "$SECONDS_EACH" 2>&1) || true
 			echo "run $run $server $spec $line" >&2
 			sed -n 's/^MB.s=\([0-9.]*\).*/\1/p' <<<"$line" >>"$DIR/$spec.$server"
+			end
 		done
-		end
 	done
 done
 

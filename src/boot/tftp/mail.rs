@@ -18,6 +18,7 @@ pub enum Mail {
 }
 
 /// Who asked for what, and at which of our addresses.
+#[derive(PartialEq, Eq)]
 pub struct Order {
     pub client: SocketAddr,
     pub local: IpAddr,

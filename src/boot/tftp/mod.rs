@@ -3,22 +3,24 @@
 //! any address the interface has.
 //!
 //! [`packet`] is the wire, [`transfer`] and [`retry`] are the protocol without sockets and clock, [`serve`] is the thread
-//! around them, [`socket`] what it sends and receives with, [`mail`] how the rest of the program reaches it.
+//! around them, [`sessions`] whom it serves, [`socket`] and [`batch`] what it sends and receives with, [`mail`] how the rest
+//! of the program reaches it.
 //!
 //! Firmware first asks for a file only to learn its size, ends that with an ERROR, and at once asks again from the same
 //! port: an ERROR ends a transfer, and a new request from a client's port replaces the old one.
 
+mod batch;
 mod mail;
 mod packet;
 mod quiet;
 mod retry;
 mod serve;
+mod sessions;
 mod socket;
 mod transfer;
 
 use std::sync::Arc;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -29,10 +31,7 @@ use super::loader::Loaders;
 use crate::error::{Kind, OrFail, Result};
 use mail::{Mail, Mailbox};
 use serve::Reactor;
-use socket::Listener;
-
-/// Of this process: the transfers of some interfaces, and whatever else it does.
-const OPEN_FILES: u64 = 16_384;
+use socket::Family;
 
 pub struct Server {
     reactor: Reactor,
@@ -41,13 +40,12 @@ pub struct Server {
 
 impl Server {
     pub fn open(interface: &Interface, loaders: Arc<Loaders>, counters: Arc<Counters>) -> Result<Self> {
-        let mut listeners = vec![Listener::v4(interface)?];
-        listeners.extend(Listener::v6(interface)?);
-        raise_file_limit();
+        let mut families = vec![Family::v4(interface)?];
+        families.extend(Family::v6(interface)?);
         let start = || -> std::io::Result<_> {
             let (mailbox, mail) = Mailbox::new()?;
             let stop = StopOnDrop(mailbox.clone());
-            Ok((Reactor::new(interface, listeners, (mailbox, mail), loaders, counters)?, stop))
+            Ok((Reactor::new(&interface.name, families, (mailbox, mail), loaders, counters)?, stop))
         };
         let (reactor, stop) =
             start().or_fail(Kind::Internal, "boot.tftp", || format!("cannot start TFTP on {}", interface.name))?;
@@ -81,15 +79,5 @@ struct StopOnDrop(Mailbox);
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.post(Mail::Stop);
-    }
-}
-
-/// A transfer is a socket, and the usual soft limit is 1024 open files. Where it cannot be raised, fewer transfers run at
-/// once, and the log says so when it matters.
-fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let wanted = limit.maximum.map_or(OPEN_FILES, |hard| hard.min(OPEN_FILES));
-    if limit.current.is_some_and(|soft| soft < wanted) {
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit });
     }
 }

@@ -9,12 +9,11 @@ const INTERVAL: Duration = Duration::from_secs(10);
 pub enum Cause {
     NotOffered,
     Busy,
-    NoSocket,
     Gone,
 }
 
 #[derive(Debug, Default)]
-pub struct Quiet([Option<Spoken>; 4]);
+pub struct Quiet([Option<Spoken>; 3]);
 
 #[derive(Debug, Clone, Copy)]
 struct Spoken {

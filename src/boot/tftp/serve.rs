@@ -1,11 +1,11 @@
 //! All transfers of one interface on one thread: sockets and clock around [`Transfer`].
 //!
 //! A transfer is a conversation of short packets, so what counts is how soon an ACK is answered. One thread that takes an
-//! ACK and sends the next block from the same place needs no wakeup of another thread, no lock and no allocation for it.
+//! ACK and sends the next block from the same place needs no wakeup of another thread and no lock for it.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -16,28 +16,23 @@ use bytes::Bytes;
 use futures::FutureExt;
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
-use slab::Slab;
 use tokio::runtime::Handle;
 use tracing::{debug, error, info, warn};
 
+use super::batch::{BATCH, Inbox, Outbox};
 use super::mail::{Mail, Mailbox, Order};
-use super::packet::{self, Fault, Packet, ReadRequest};
+use super::packet::{self, Fault, Packet};
 use super::quiet::{Cause, Quiet};
-use super::socket::{Listener, Peer};
+use super::sessions::{Port, Session, Sessions};
+use super::socket::{Family, TIDS};
 use super::transfer::{Step, Transfer, netascii};
-use crate::boot::config::Interface;
 use crate::boot::count::{Answer, Counters, Silence};
 use crate::boot::loader::{File, Loaders};
 
-/// Transfers at once on one interface: some 3 KB each, most of it the kernel's socket.
+/// Transfers at once on one interface.
 const MAX_TRANSFERS: usize = 4096;
 /// Transfers at once for one client address.
 const MAX_PER_CLIENT: usize = 32;
-/// A client that has not answered once after this long gives way when there is no room: to a flood of requests with
-/// invented senders nobody answers.
-const UNANSWERED: Duration = Duration::from_secs(1);
-/// Larger than any request: RFC 2347 section 2 has 512.
-const BUFFER: usize = 1024;
 /// Largest file that is turned into netascii.
 const MAX_TEXT: usize = 16 << 20;
 /// From this size on the text is kept, which makes a second copy of the file. A smaller one is made sooner than looked up,
@@ -45,37 +40,20 @@ const MAX_TEXT: usize = 16 << 20;
 const KEPT_TEXT: usize = 64 << 10;
 /// Files that are being made at once; each takes a question to the rules.
 const MAX_MAKING: usize = 256;
-/// Requests in a row before transfers get their turn.
-const REQUESTS: usize = 16;
-/// Sockets that the kernel reports at once.
-const EVENTS: usize = 256;
+/// Batches of one socket before others get their turn.
+const ROUNDS: usize = 4;
 /// How long to look for the next packet before sleeping. Firmware polls its card and answers within some microseconds; to
 /// be woken takes as long again.
 const LOOK: Duration = Duration::from_micros(50);
 const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
-/// What an event belongs to: the key of a session, or one of these.
-const LISTENERS: u64 = 1 << 32;
+/// What an event is about: requests of a family, answers at one of its ports, or mail.
+const ANSWERS: u64 = 1 << 32;
 const MAIL: u64 = u64::MAX;
 
-struct Session {
-    client: SocketAddr,
-    peer: Peer,
-    request: ReadRequest,
-    transfer: Transfer,
-    /// The client answered: its address is no invention.
-    heard: bool,
-    started: Instant,
-    /// Since when nothing was sent, and nothing that is new was acknowledged.
-    since: Instant,
-    /// When the client's silence has lasted too long.
-    due: Instant,
-    /// Under which time the session stands among the timers: at `due`, or before it. So an ACK costs no timer.
-    queued: Instant,
-}
-
 pub struct Reactor {
-    interface: Interface,
+    /// For the log.
+    interface: String,
     loaders: Arc<Loaders>,
     counters: Arc<Counters>,
     epoll: OwnedFd,
@@ -83,11 +61,13 @@ pub struct Reactor {
     mail: Receiver<Mail>,
     /// For what takes longer than a packet may wait.
     runtime: Handle,
-    listeners: Vec<Listener>,
-    sessions: Slab<Session>,
-    by_client: HashMap<SocketAddr, usize>,
-    per_host: HashMap<IpAddr, usize>,
-    timers: BTreeSet<(Instant, usize)>,
+    families: Vec<Family>,
+    sessions: Sessions,
+    /// The port that the next transfer gets.
+    turn: usize,
+    outbox: Outbox,
+    /// Where the outbox is to be sent from.
+    sending: Port,
     /// Whose file is being made.
     making: HashSet<SocketAddr>,
     /// Large files, and what they are as netascii.
@@ -100,31 +80,37 @@ pub struct Reactor {
 impl Reactor {
     /// Inside the runtime that makes files.
     pub fn new(
-        interface: &Interface,
-        listeners: Vec<Listener>,
+        interface: &str,
+        families: Vec<Family>,
         (mailbox, mail): (Mailbox, Receiver<Mail>),
         loaders: Arc<Loaders>,
         counters: Arc<Counters>,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let readable = epoll::EventFlags::IN;
-        epoll::add(&epoll, &mailbox, epoll::EventData::new_u64(MAIL), readable)?;
-        for (listener, token) in listeners.iter().zip(LISTENERS..) {
-            epoll::add(&epoll, listener, epoll::EventData::new_u64(token), readable)?;
+        let readable = |token| (epoll::EventData::new_u64(token), epoll::EventFlags::IN);
+        let (data, flags) = readable(MAIL);
+        epoll::add(&epoll, &mailbox, data, flags)?;
+        for (family, number) in families.iter().zip(0u64..) {
+            let (data, flags) = readable(number);
+            epoll::add(&epoll, &family.listener, data, flags)?;
+            for (port, token) in family.ports.iter().zip(ANSWERS + number * TIDS as u64..) {
+                let (data, flags) = readable(token);
+                epoll::add(&epoll, port, data, flags)?;
+            }
         }
         Ok(Self {
-            interface: interface.clone(),
+            interface: interface.to_owned(),
             loaders,
             counters,
             epoll,
             mailbox,
             mail,
             runtime: Handle::current(),
-            listeners,
-            sessions: Slab::new(),
-            by_client: HashMap::new(),
-            per_host: HashMap::new(),
-            timers: BTreeSet::new(),
+            families,
+            sessions: Sessions::default(),
+            turn: 0,
+            outbox: Outbox::new(),
+            sending: (0, 0),
             making: HashSet::new(),
             texts: HashMap::new(),
             quick: false,
@@ -134,22 +120,29 @@ impl Reactor {
 
     /// Until told to stop; transfers end with it.
     pub fn run(mut self) {
-        let mut events = Vec::with_capacity(EVENTS);
+        let mut events = Vec::with_capacity(2 * (1 + TIDS) + 1);
+        let (mut asked, mut said) = (Inbox::new(), Inbox::new());
         loop {
             match self.wait(&mut events) {
                 Ok(()) | Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return error!(error = %e, interface = self.interface.name, "TFTP cannot wait for packets"),
+                Err(e) => return error!(error = %e, self.interface, "TFTP cannot wait for packets"),
             }
             let now = Instant::now();
             for event in events.drain(..) {
                 match event.data.u64() {
                     MAIL if self.read_mail(now) => return,
                     MAIL => {}
-                    token if token >= LISTENERS => self.requests((token - LISTENERS) as usize, now),
-                    token => self.answer(token as usize, now),
+                    token if token < ANSWERS => self.requests(token as usize, &mut asked, &mut said, now),
+                    token => {
+                        let number = (token - ANSWERS) as usize;
+                        self.answers((number / TIDS, number % TIDS), &mut said, now);
+                    }
                 }
             }
-            self.expire(now);
+            while let Some(key) = self.sessions.overdue(now) {
+                self.expire(key, now);
+            }
+            self.flush();
         }
     }
 
@@ -157,7 +150,7 @@ impl Reactor {
     /// is found out at the first one and costs nothing from then on.
     fn wait(&mut self, events: &mut Vec<epoll::Event>) -> rustix::io::Result<()> {
         let start = Instant::now();
-        if self.quick && !self.sessions.is_empty() {
+        if self.quick && self.sessions.len() > 0 {
             while start.elapsed() < LOOK {
                 epoll::wait(&self.epoll, spare_capacity(events), Some(&AT_ONCE))?;
                 if !events.is_empty() {
@@ -166,44 +159,48 @@ impl Reactor {
                 std::thread::yield_now();
             }
         }
-        let timeout = self.timers.first().map(|(when, _)| when.saturating_duration_since(start));
+        let timeout = self.sessions.next_due().map(|when| when.saturating_duration_since(start));
         let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
         epoll::wait(&self.epoll, spare_capacity(events), timeout.as_ref())?;
         self.quick = start.elapsed() < LOOK;
         Ok(())
     }
 
-    fn requests(&mut self, listener: usize, now: Instant) {
-        let mut buffer = [0; BUFFER];
-        for _ in 0..REQUESTS {
-            let Some(listening) = self.listeners.get(listener) else { return };
-            match listening.receive(&mut buffer) {
-                Ok((length, client, local)) => {
-                    let bytes = buffer.get(..length).unwrap_or_default();
-                    if let Err((fault, why)) = self.request(bytes, client, local, now) {
-                        self.refuse(listener, (client, local), fault, why);
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                // An ICMP error of an earlier answer, or the interface is down: the socket stays good, and this took
-                // the error from it.
-                Err(_) => {}
+    fn requests(&mut self, family: usize, asked: &mut Inbox, said: &mut Inbox, now: Instant) {
+        let Some(sockets) = self.families.get(family) else { return };
+        let local = sockets.local;
+        // An error is that the interface is down, or nothing is there any more: the socket stays good.
+        let Ok(count) = asked.receive(&sockets.listener) else { return };
+        // What the clients said before they asked: that they stop the transfer they had.
+        for number in 0..TIDS {
+            self.answers((family, number), said, now);
+        }
+        for arrived in (0..count).filter_map(|n| asked.get(n)) {
+            let Some(local) = local.or(arrived.to) else { continue };
+            if let Err((fault, why)) = self.request(arrived.bytes, arrived.from, local, now) {
+                self.refuse(family, (arrived.from, local), fault, why);
             }
         }
+        self.flush();
     }
 
-    fn refuse(&self, listener: usize, (client, local): (SocketAddr, IpAddr), fault: Fault, why: &str) {
-        let sent = self.listeners.get(listener).map(|l| l.send_to(&packet::error(fault, why), client, local));
+    fn refuse(&mut self, family: usize, (client, local): (SocketAddr, IpAddr), fault: Fault, why: &str) {
+        self.flush();
+        let Some(sockets) = self.families.get(family) else { return };
+        let packet = packet::error(fault, why);
+        self.outbox.push(0, client, Some(local), None, |bytes| bytes.extend_from_slice(&packet));
+        let mut sent = true;
+        self.outbox.send(&sockets.listener, |_, _| sent = false);
         match sent {
-            Some(Ok(())) => self.counters.sent(Answer::TftpRefused),
-            _ => self.counters.silent(Silence::SendFailed),
+            true => self.counters.sent(Answer::TftpRefused),
+            false => self.counters.silent(Silence::SendFailed),
         }
     }
 
     /// An error goes back to the client.
     fn request(&mut self, bytes: &[u8], client: SocketAddr, local: IpAddr, now: Instant) -> Result<(), Refusal> {
-        // To a group, or from nowhere: there is no answer to these.
-        if local.is_multicast() || client.port() == 0 {
+        // To a group: none of us is meant.
+        if local.is_multicast() {
             self.counters.silent(Silence::TftpMalformed);
             return Ok(());
         }
@@ -225,10 +222,10 @@ impl Reactor {
                 true => (Fault::AccessViolation, "only plain file names are served"),
             });
         };
-        if let Some(key) = self.repeated(client, &request, now) {
+        let order = Order { client, local, request };
+        if let Some(key) = self.repeated(&order) {
             self.send(key, now);
         } else if !self.making.contains(&client) {
-            let order = Order { client, local, request };
             match file {
                 File::Ready(file) => self.begin(order, file, now)?,
                 File::Made(making) => self.make(order, making, now),
@@ -260,8 +257,7 @@ impl Reactor {
             self.making.remove(&client);
             let begun = file.ok_or(NO_SUCH_FILE).and_then(|file| self.begin(order, file, now));
             if let Err((fault, why)) = begun {
-                let listener = self.listeners.iter().position(|l| l.serves(local));
-                self.refuse(listener.unwrap_or_default(), (client, local), fault, why);
+                self.refuse(self.family_of(local), (client, local), fault, why);
             }
         }
         false
@@ -300,27 +296,21 @@ impl Reactor {
 
     /// A client whose request, or its answer, took too long asks again. It may get the first answer all the same and go
     /// on with that, so there must not be a second transfer in the place of the first.
-    fn repeated(&mut self, client: SocketAddr, request: &ReadRequest, now: Instant) -> Option<usize> {
-        let key = *self.by_client.get(&client)?;
-        // What it said before this request may still be unread: that it stops.
-        self.answer(key, now);
-        let session = self.sessions.get(key)?;
-        (session.client == client && !session.heard && session.request == *request).then_some(key)
+    fn repeated(&self, order: &Order) -> Option<usize> {
+        let key = self.sessions.find(order.client)?;
+        self.sessions.get(key).is_some_and(|s| !s.heard && s.order == *order).then_some(key)
     }
 
-    /// Ends the transfer that this client port has, if any: it asks for something else now.
     fn room_for(&mut self, client: SocketAddr, now: Instant) -> bool {
-        if let Some(key) = self.by_client.get(&client) {
-            self.end(*key);
+        if self.sessions.find(client).is_some() {
+            return true;
         }
-        if self.per_host.get(&client.ip()).is_some_and(|n| *n >= MAX_PER_CLIENT) {
+        if self.sessions.of_host(client.ip()) >= MAX_PER_CLIENT {
             return false;
         }
         if self.sessions.len() >= MAX_TRANSFERS {
-            let unheard = self.sessions.iter().filter(|(_, s)| !s.heard);
-            let oldest = unheard.min_by_key(|(_, s)| s.started);
-            match oldest.filter(|(_, s)| now.saturating_duration_since(s.started) >= UNANSWERED) {
-                Some((key, _)) => self.give_up(key, now),
+            match self.sessions.unanswered(now) {
+                Some(key) => self.give_up(key, now),
                 None => return false,
             }
         }
@@ -328,63 +318,58 @@ impl Reactor {
     }
 
     fn start(&mut self, order: Order, file: Bytes, now: Instant) {
-        let Order { client, local, request } = order;
-        let entry = self.sessions.vacant_entry();
-        let token = epoll::EventData::new_u64(entry.key() as u64);
-        let open = || -> io::Result<(Peer, Transfer)> {
-            let mut peer = Peer::connect(&self.interface, local, client)?;
-            let transfer = Transfer::new(file, &request, peer.largest_block()?);
-            peer.prepare(&transfer);
-            epoll::add(&self.epoll, &peer, token, epoll::EventFlags::IN)?;
-            Ok((peer, transfer))
+        let family = self.family_of(order.local);
+        let path = self.families.get(family).map(|f| f.largest_block(order.client));
+        let Some(Ok(path)) = path else {
+            debug!(?path, client = %order.client, "no way to a TFTP client");
+            return self.counters.silent(Silence::SendFailed);
         };
-        let (peer, transfer) = match open() {
-            Ok(opened) => opened,
-            Err(e) => {
-                self.counters.silent(Silence::TftpBusy);
-                if let Some(more) = self.quiet.say(Cause::NoSocket, now) {
-                    warn!(error = %e, %client, more, "no socket for a TFTP transfer; is the limit of open files too low?");
-                }
-                return;
-            }
-        };
-        debug!(%client, name = request.name, "TFTP transfer");
+        debug!(client = %order.client, name = order.request.name, "TFTP transfer");
         self.counters.sent(Answer::TftpTransfer);
-        let due = now + transfer.patience();
-        let session =
-            Session { client, peer, request, transfer, heard: false, started: now, since: now, due, queued: due };
-        let key = entry.key();
-        entry.insert(session);
-        self.timers.insert((due, key));
-        self.by_client.insert(client, key);
-        *self.per_host.entry(client.ip()).or_default() += 1;
+        let transfer = Transfer::new(file, &order.request, path);
+        let old = self.sessions.find(order.client).and_then(|key| self.sessions.get(key));
+        // Never the TID of the transfer that this one replaces.
+        let step = if old.is_some_and(|s| s.port.1 == (self.turn + 1) % TIDS) { 2 } else { 1 };
+        self.turn = (self.turn + step) % TIDS;
+        let key = self.sessions.insert(Session::new(order, (family, self.turn), transfer, now));
         self.send(key, now);
     }
 
-    /// A packet of the client of a transfer.
-    fn answer(&mut self, key: usize, now: Instant) {
-        // Gone, when another event of this round ended it.
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let mut buffer = [0; BUFFER];
-        let received = session.peer.receive(&mut buffer).or_else(|e| match e.kind() {
-            // The client's port is closed (ICMP). The last ACK may have come before that.
-            io::ErrorKind::ConnectionRefused => session.peer.receive(&mut buffer).map_err(|_| e),
-            _ => Err(e),
-        });
-        let packet = match received {
-            Ok(length) => Packet::parse(buffer.get(..length).unwrap_or_default()),
-            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => return self.give_up(key, now),
-            // Another event of this round took the packet, or the network is down for a while.
-            Err(_) => return,
+    /// The one whose listener answers for this address of ours.
+    fn family_of(&self, local: IpAddr) -> usize {
+        self.families.iter().position(|f| f.local.map_or(local.is_ipv6(), |own| own == local)).unwrap_or_default()
+    }
+
+    fn socket(&self, (family, number): Port) -> Option<&UdpSocket> {
+        self.families.get(family)?.ports.get(number)
+    }
+
+    fn answers(&mut self, port: Port, said: &mut Inbox, now: Instant) {
+        for _ in 0..ROUNDS {
+            let Some(Ok(count)) = self.socket(port).map(|socket| said.receive(socket)) else { return };
+            for arrived in (0..count).filter_map(|n| said.get(n)) {
+                self.answer(arrived.from, port, arrived.bytes, now);
+            }
+            self.flush();
+            if count < BATCH {
+                return;
+            }
+        }
+    }
+
+    fn answer(&mut self, client: SocketAddr, port: Port, bytes: &[u8], now: Instant) {
+        let found = self.sessions.find(client).and_then(|key| Some((key, self.sessions.get_mut(key)?)));
+        let Some((key, session)) = found.filter(|(_, s)| s.port == port) else {
+            return self.counters.silent(Silence::TftpStray);
         };
-        match packet {
+        match Packet::parse(bytes) {
             Some(Packet::Ack(number)) => {
                 session.heard = true;
                 let after = now.saturating_duration_since(session.since);
                 let step = session.transfer.acknowledge(number, after);
                 self.step(key, step, now);
             }
-            Some(Packet::Error) => self.end(key),
+            Some(Packet::Error) => _ = self.sessions.remove(key),
             Some(Packet::Read(_) | Packet::Refused(_)) | None => self.counters.silent(Silence::TftpMalformed),
         }
     }
@@ -392,82 +377,72 @@ impl Reactor {
     fn step(&mut self, key: usize, step: Step, now: Instant) {
         match step {
             Step::Send => self.send(key, now),
-            Step::Wait => self.wait_from(key, now),
+            Step::Wait => self.sessions.wait_from(key, now),
             // It may have raised a doubt, and then the wait is shorter.
             Step::Ignore => {
                 let since = self.sessions.get(key).map_or(now, |s| s.since);
-                self.wait_from(key, since);
+                self.sessions.wait_from(key, since);
             }
             Step::Complete => {
                 self.counters.sent(Answer::TftpComplete);
-                if let Some(session) = self.sessions.get(key) {
-                    self.loaders.fetched_by(session.client.ip(), plain(&session.request.name));
+                if let Some(Session { order, .. }) = self.sessions.remove(key) {
+                    self.loaders.fetched_by(order.client.ip(), plain(&order.request.name));
                 }
-                self.end(key);
             }
             Step::GiveUp => self.give_up(key, now),
         }
     }
 
+    fn expire(&mut self, key: usize, now: Instant) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            let step = session.transfer.expired();
+            self.step(key, step, now);
+        }
+    }
+
+    /// With the next [`Reactor::flush`].
     fn send(&mut self, key: usize, now: Instant) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        if let Err(e) = session.peer.send(&session.transfer) {
-            self.counters.silent(Silence::SendFailed);
-            debug!(error = %e, client = %session.client, "a TFTP packet could not be sent");
-            // As if lost on the way. Where the client is gone, the next packet says so.
+        let Some(port) = self.sessions.get(key).map(|s| s.port) else { return };
+        if self.sending != port || self.outbox.is_full() {
+            self.flush();
+            self.sending = port;
         }
-        self.wait_from(key, now);
+        if let Some(session) = self.sessions.get(key) {
+            session.write(key, &mut self.outbox);
+        }
+        self.sessions.wait_from(key, now);
     }
 
-    fn wait_from(&mut self, key: usize, since: Instant) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        session.since = since;
-        session.due = since + session.transfer.patience();
-        if session.due < session.queued {
-            self.timers.remove(&(session.queued, key));
-            self.timers.insert((session.due, key));
-            session.queued = session.due;
-        }
-    }
-
-    fn expire(&mut self, now: Instant) {
-        while let Some((when, key)) = self.timers.first().copied().filter(|(when, _)| *when <= now) {
-            self.timers.remove(&(when, key));
-            let Some(session) = self.sessions.get_mut(key) else { continue };
-            if session.due <= now {
-                session.since = now;
-                let step = session.transfer.expired();
-                session.due = now + session.transfer.patience();
-                session.queued = session.due;
-                self.timers.insert((session.due, key));
-                self.step(key, step, now);
+    /// What the kernel does not take is as if lost on the way, except that it may not be able to cut windows.
+    fn flush(&mut self) {
+        let Self { families, outbox, counters, sessions, sending, .. } = self;
+        let Some(socket) = families.get(sending.0).and_then(|f| f.ports.get(sending.1)) else { return };
+        let mut uncut = Vec::new();
+        outbox.send(socket, |key, error| {
+            let session = sessions.get_mut(key);
+            // EIO: the device cannot (before Linux 6.11); EINVAL: the path became narrower.
+            if let Some(session) = session.filter(|s| s.segmented && s.transfer.has_window())
+                && matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL))
+            {
+                session.segmented = false;
+                uncut.push(key);
             } else {
-                session.queued = session.due;
-                self.timers.insert((session.due, key));
+                counters.silent(Silence::SendFailed);
+                debug!(%error, "a TFTP packet could not be sent");
             }
+        });
+        if !uncut.is_empty() {
+            uncut.iter().filter_map(|key| Some((key, sessions.get(*key)?))).for_each(|(key, s)| s.write(*key, outbox));
+            outbox.send(socket, |_, _| counters.silent(Silence::SendFailed));
         }
     }
 
     fn give_up(&mut self, key: usize, now: Instant) {
         self.counters.sent(Answer::TftpGivenUp);
-        if let Some(session) = self.sessions.get(key)
+        if let Some(Session { order, .. }) = self.sessions.remove(key)
             && let Some(more) = self.quiet.say(Cause::Gone, now)
         {
-            info!(client = %session.client, name = session.request.name, more, "TFTP client went silent");
-        }
-        self.end(key);
-    }
-
-    /// Closing the socket takes it out of the epoll set.
-    fn end(&mut self, key: usize) {
-        let Some(session) = self.sessions.try_remove(key) else { return };
-        self.timers.remove(&(session.queued, key));
-        self.by_client.remove(&session.client);
-        if let Some(count) = self.per_host.get_mut(&session.client.ip()) {
-            *count -= 1;
-            if *count == 0 {
-                self.per_host.remove(&session.client.ip());
-            }
+            info!(client = %order.client, name = order.request.name, more, "TFTP client went silent");
         }
     }
 }
