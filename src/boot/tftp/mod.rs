@@ -9,7 +9,7 @@
 //! port: an ERROR ends a transfer, and a new request from a client's port replaces the old one.
 
 mod mail;
-mod packet;
+pub mod packet;
 mod quiet;
 mod retry;
 mod serve;
