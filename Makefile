@@ -30,7 +30,7 @@ BENCH_PACKAGES := \
 	kea-dhcp4-server ethtool `: DHCP` \
 	nginx-light procps `: files over HTTP`
 
-.PHONY: lab test bench build images setup fmt
+.PHONY: lab test fuzz bench build images setup fmt
 
 lab: images
 	@$(SUDO) $(BIN) lab up $(ARGS)
@@ -38,6 +38,10 @@ lab: images
 # One profile for all: the binary under test is the one that is shipped.
 test: images
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" cargo test --release -- $(ARGS)
+
+# Every parser of the network's bytes under libFuzzer, a minute each.
+fuzz: setup
+	@SECONDS_EACH=$${SECONDS_EACH:-60} tests/fuzz/run.sh $(ARGS)
 
 bench: PACKAGES += $(BENCH_PACKAGES)
 bench: images

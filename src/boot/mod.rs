@@ -14,14 +14,14 @@ pub mod http;
 pub mod loader;
 pub mod monitor;
 pub mod others;
+pub mod probe;
 pub mod script;
 pub mod switch;
+pub mod tftp;
 
 mod advertise;
 mod limit;
-mod probe;
 mod net;
-mod tftp;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};

@@ -216,7 +216,9 @@ pub fn sentence(why: Silence, asked: &Asked, interface: &str) -> Option<String> 
     Some(match why {
         Silence::UnknownNetwork => format!("asked {way}, no subnet has it; add one to boot.subnets"),
         Silence::PoolEmpty => format!("asked {way}, every address of its subnet is taken"),
-        Silence::TooManyStrangers => format!("asked {way}, more unknown machines than unknown_per_second ask there"),
+        Silence::TooManyStrangers => {
+            format!("asked {way}, more requests of unknown machines come from there than are answered")
+        }
         Silence::OtherServer => {
             let server = asked.server.unwrap_or(Ipv4Addr::UNSPECIFIED);
             format!("asked {way}, talks to another DHCP server, {server}")

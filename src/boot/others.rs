@@ -144,7 +144,7 @@ fn discover(mac: MacAddr) -> Vec<u8> {
 }
 
 /// Server identifier, else source address, and MAC of a frame that the filter let through.
-fn sender(frame: &[u8]) -> Option<(Ipv4Addr, MacAddr)> {
+pub fn sender(frame: &[u8]) -> Option<(Ipv4Addr, MacAddr)> {
     let mac = MacAddr(frame.get(6..12)?.try_into().ok()?);
     let ip = frame.get(14..)?;
     let header = usize::from(ip.first()? & 0x0f) * 4;

@@ -109,7 +109,8 @@ fn arp_request(mac: MacAddr, own: Ipv4Addr, address: Ipv4Addr) -> [u8; ARP_SIZE]
     frame
 }
 
-fn arp_reply(frame: &[u8]) -> Option<(Ipv4Addr, MacAddr)> {
+/// Whose address an ARP reply says it is.
+pub fn arp_reply(frame: &[u8]) -> Option<(Ipv4Addr, MacAddr)> {
     let head = frame.get(12..22)?;
     let reply = head.starts_with(&[8, 6, 0, 1, 8, 0, 6, 4]) && head.ends_with(&ARP_REPLY.to_be_bytes());
     let mac = MacAddr(frame.get(22..28)?.try_into().ok()?);
@@ -118,7 +119,7 @@ fn arp_reply(frame: &[u8]) -> Option<(Ipv4Addr, MacAddr)> {
 }
 
 /// A raw socket gives the IP header too.
-fn echo_reply(packet: &[u8]) -> Option<(Ipv4Addr, MacAddr)> {
+pub fn echo_reply(packet: &[u8]) -> Option<(Ipv4Addr, MacAddr)> {
     let header = usize::from(packet.first()? & 0x0f) * 4;
     let source = Ipv4Addr::from(<[u8; 4]>::try_from(packet.get(12..16)?).ok()?);
     (*packet.get(header)? == 0).then_some((source, BEHIND_A_ROUTER))

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use rustix::io::{ReadWriteFlags, preadv2};
 use rustix::net::SendFlags;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::count::{Counters, Event};
 
@@ -55,7 +57,7 @@ impl Sender<'_> {
         while !bytes.is_empty() {
             match self.try_send(|| Ok(rustix::net::send(self.stream, bytes, flags)?))? {
                 Some(sent) => bytes = bytes.get(sent..).unwrap_or_default(),
-                None => self.writable().await?,
+                None => Alarm::new(self.patience).or_writable(self.stream, 0).await?,
             }
         }
         Ok(())
@@ -65,6 +67,7 @@ impl Sender<'_> {
     pub async fn file(&self, file: File, first: u64, length: u64) -> Result<(), Fault> {
         let file = Arc::new(file);
         let (mut at, end) = (first, first.saturating_add(length));
+        let mut alarm = Alarm::new(self.patience);
         let mut unbroken = 0;
         while at < end {
             let window = at.saturating_add(WINDOW).min(end);
@@ -81,7 +84,7 @@ impl Sender<'_> {
                         unbroken += sent as u64;
                     }
                     None => {
-                        self.writable().await?;
+                        alarm.or_writable(self.stream, at).await?;
                         unbroken = 0;
                     }
                 }
@@ -105,12 +108,35 @@ impl Sender<'_> {
             }
         }
     }
+}
 
-    async fn writable(&self) -> Result<(), Fault> {
-        match tokio::time::timeout(self.patience, self.stream.writable()).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Fault::Aborted),
-            Err(_) => Err(Fault::Timeout),
+/// Goes off when a client took nothing for a whole interval, so after one to two of them. One timer for a whole file: a new
+/// one for each wait would wake the thread that waits for events each time.
+struct Alarm {
+    timer: Pin<Box<Sleep>>,
+    interval: Duration,
+    /// How far the file was at the last look.
+    seen: Option<u64>,
+}
+
+impl Alarm {
+    fn new(interval: Duration) -> Self {
+        Self { timer: Box::pin(sleep(interval)), interval, seen: None }
+    }
+
+    /// Until the client takes something; `at` is how far the file is.
+    async fn or_writable(&mut self, stream: &TcpStream, at: u64) -> Result<(), Fault> {
+        loop {
+            tokio::select! {
+                biased;
+                ready = stream.writable() => return ready.map_err(|_| Fault::Aborted),
+                () = &mut self.timer => {
+                    if self.seen.replace(at) == Some(at) {
+                        return Err(Fault::Timeout);
+                    }
+                    self.timer.as_mut().reset(Instant::now() + self.interval);
+                }
+            }
         }
     }
 }

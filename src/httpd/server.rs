@@ -35,7 +35,7 @@ pub struct Limits {
     pub head: Duration,
     /// Between two requests of a connection.
     pub idle: Duration,
-    /// Until the client takes the next bytes of an answer.
+    /// Until the client takes the next bytes of an answer, and up to twice as long.
     pub write: Duration,
     /// Until the router has an answer; agents' questions are held open for about a minute.
     pub router: Duration,

@@ -6,8 +6,8 @@
 //! boot loaders. Says `ready` on standard output; ends by SIGTERM, and then prints what was answered and what was not.
 
 use std::error::Error;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -15,6 +15,7 @@ use rackline::boot::config::BootConfig;
 use rackline::boot::firmware::Files;
 use rackline::boot::script::Scripts;
 use rackline::boot::{BootAnswer, Facts, Policy, Sighting, Unanswered, http};
+use rackline::httpd::{Limits, Server};
 use rackline::machine::{MacAddr, MachineId};
 use rackline::store::Db;
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,12 +53,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let db = Db::open(Path::new(state)).await?;
     let (scripts, switches) = (Arc::new(Scripts::new(&config, "00")?), Arc::default());
     let services = rackline::boot::serve(&config, files.clone(), scripts, switches, policy.clone(), db).await?;
-    let loaders = services.loaders();
-    let pages = http::router(Arc::new(http::Site { policy, files, loaders }));
-    let web =
-        tokio::spawn(
-            async move { axum::serve(listener, pages.into_make_service_with_connect_info::<SocketAddr>()).await },
-        );
+    let site = Arc::new(http::Site { policy, files, loaders: services.loaders() });
+    let router = http::router(site.clone());
+    let find = move |path: &str| site.file(path).map(PathBuf::from);
+    let web = tokio::spawn(Server::new(find, router, Limits::default(), Default::default()).run(listener));
     println!("ready");
     signal(SignalKind::terminate())?.recv().await;
     web.abort();

@@ -11,6 +11,7 @@ mod delivery;
 mod dhcp_clients;
 mod engine;
 mod firmware;
+mod fuzz;
 mod http_files;
 mod image;
 mod layers;

@@ -286,22 +286,3 @@ pub fn keep(name: &str, about: &[&str], seen: &[Seen]) {
     }
     std::fs::write(Path::new(&folder).join(format!("{name}.hex")), text).unwrap();
 }
-
-/// The messages of a file that [`keep`] wrote.
-pub fn kept(text: &str) -> Vec<Vec<u8>> {
-    let mut packets: Vec<Vec<u8>> = Vec::new();
-    let mut open = false;
-    for line in text.lines() {
-        if line.is_empty() || line.starts_with('#') {
-            open = false;
-            continue;
-        }
-        if !std::mem::replace(&mut open, true) {
-            packets.push(Vec::new());
-        }
-        let digits =
-            line.as_bytes().chunks(2).map(|d| u8::from_str_radix(std::str::from_utf8(d).unwrap(), 16).unwrap());
-        packets.last_mut().unwrap().extend(digits);
-    }
-    packets
-}

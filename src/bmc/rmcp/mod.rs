@@ -5,9 +5,9 @@
 //! not seen before, and the number of the very request. What does not pass is dropped without a word, so that late,
 //! doubled, forged and garbled datagrams cost nothing but the time to look at them.
 
-mod crypto;
+pub mod crypto;
 mod handshake;
-mod packet;
+pub mod packet;
 mod wire;
 
 use std::convert::Infallible;

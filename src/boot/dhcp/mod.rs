@@ -162,7 +162,8 @@ impl Dhcp {
         let switch = recognise::recognise(request);
         let listed = switch.as_ref().is_some_and(|asking| self.switches.lists(asking, mac));
         let known = facts.is_some() || listed || self.table.has_leased(subnet, mac);
-        if !known && !self.limits.allow(now, if request.giaddr.is_unspecified() { own } else { request.giaddr }) {
+        let way = if request.giaddr.is_unspecified() { own } else { request.giaddr };
+        if !known && !self.limits.allow(now, way, request.client.port.as_ref()) {
             return silent(Silence::TooManyStrangers);
         }
         let asking = Asking { request, own, subnet, facts: facts.as_ref(), switch: switch.as_ref(), listed, known };

@@ -47,7 +47,7 @@ pub struct Client {
 }
 
 /// Option 82, as people write it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Port {
     pub circuit: String,
     pub remote: Option<String>,

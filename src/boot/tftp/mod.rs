@@ -11,7 +11,7 @@
 
 mod batch;
 mod mail;
-mod packet;
+pub mod packet;
 mod quiet;
 mod retry;
 mod serve;
