@@ -7,9 +7,9 @@
 #   half   p99 in ms from REQUEST to ACK at half of that rate, with dhcp-load.rs
 #   same   CPU ms of the server for 1,000 leases, p99 of OFFER and of ACK, by perfdhcp, everybody at half the better Kea's rate
 #
-# Wanted: rate at least 1.5 of the better Kea's, CPU at most half of it, p99 of ACK at half the rate under 5 ms. Ours grants a lease when it is on the
-# disk; Kea and dnsmasq write their file and let the kernel sync it some time. Every trial starts with an empty lease store:
-# dnsmasq writes its whole file for every lease. Clients come through a relay (giaddr is set) and are new ones.
+# Wanted: rate at least 1.5 of the better Kea's, CPU at most half of it, p99 of ACK at half the rate under 5 ms. Ours grants a
+# lease when it is on the disk; Kea and dnsmasq write their file and let the kernel sync it some time. Every trial starts with
+# an empty lease store: dnsmasq writes its whole file for every lease. Clients come through a relay (giaddr is set) and are new.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/bench/lib/boot.sh
