@@ -12,19 +12,25 @@
 //! | `POST /agent/v1/{machine}/report` | [`Report`] | 204 once it is on disk |
 //! | `GET /images/{manifest}/manifest` | – | the signed manifest, named by its digest |
 //! | `GET /images/{manifest}/data` | – | the chunk file, with range requests |
+//! | `POST /agent/v1/{machine}/swarm` | [`SwarmReport`] | [`SwarmPlan`]; repeated every [`SWARM_SECONDS`] while the machine fetches or serves |
 //!
 //! Each request after the hello has `Authorization: Bearer TOKEN`. Errors are `application/problem+json` ([`Problem`]).
+
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
-use crate::machine::{Digest, Hostname, Inventory, MacAddr, MachineId, Role, Serial, TargetRule};
+use crate::machine::{Digest, Hostname, Inventory, MacAddr, MachineId, Role, Secret, Serial, TargetRule};
 
 /// Raised whenever an old agent would misread a new order. The appliance refuses any other number.
 pub const VERSION: u32 = 1;
 
 /// How long the appliance holds a question for orders open, in seconds.
 pub const POLL_SECONDS: u64 = 25;
+
+/// How often a machine tells how far it is in a swarm, in seconds; the answer is its plan.
+pub const SWARM_SECONDS: u64 = 1;
 
 /// Where the agent runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,6 +162,44 @@ pub struct Progress {
     /// Bytes, or what else `step` counts; 0 where the end is not known.
     pub total: u64,
     pub note: Option<String>,
+}
+
+/// Where a machine is in the swarm of one image. The next one replaces it; nothing of it is kept on disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SwarmReport {
+    pub image: Digest,
+    /// TCP port on which this machine serves others; its address is that of the request.
+    pub port: u16,
+    /// Frames it holds whole and verified, of those that the manifest lists.
+    pub frames: u32,
+    pub bytes: u64,
+    /// What came from whom since the beginning, in bytes as they travelled.
+    pub from: Vec<SwarmSource>,
+    /// Peers that sent what does not verify; each is told once.
+    pub garbage: Vec<SocketAddr>,
+    /// Nothing came for this many milliseconds though something is missing.
+    pub starved_ms: u32,
+    /// It is about to leave this system: give nobody its address any more.
+    pub leaving: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwarmSource {
+    pub address: SocketAddr,
+    pub bytes: u64,
+}
+
+/// From whom a machine is to fetch, as decided by the appliance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwarmPlan {
+    /// The first one feeds this machine; the others stand by, in this order. The appliance itself may be among them.
+    pub predecessors: Vec<SocketAddr>,
+    /// What members of this swarm show one another; never logged.
+    pub key: Secret,
+    /// Bytes a second to all successors together; none is no limit.
+    pub upload_limit: Option<u64>,
+    /// Others still need this machine: it stays and serves.
+    pub needed: bool,
 }
 
 /// What came of an order.
