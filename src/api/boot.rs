@@ -19,7 +19,9 @@ pub struct As {
 }
 
 pub async fn status(State(s): State<Shared>) -> Json<Status> {
-    Json(s.monitor.status())
+    let mut status = s.monitor.status();
+    status.counters.extend(s.web.snapshot().into_iter().map(|(name, n)| (name.to_owned(), n)));
+    Json(status)
 }
 
 pub async fn explain(

@@ -17,6 +17,7 @@ use axum::routing::{any, get, post};
 use crate::boot::explain::Explainer;
 use crate::boot::monitor::Monitor;
 use crate::engine::Engine;
+use crate::httpd;
 use crate::image::catalogue::Catalogue;
 
 pub use agent::image_file;
@@ -32,6 +33,8 @@ pub struct Shared {
     pub catalogue: Arc<Catalogue>,
     pub boot: Arc<Explainer>,
     pub monitor: Monitor,
+    /// Of the machines' web server.
+    pub web: Arc<httpd::Counters>,
     /// Public SSH keys that every host gets.
     pub ssh_keys: Arc<[String]>,
 }

@@ -43,7 +43,7 @@ pub struct Status {
     pub other_servers: Vec<OtherServer>,
     /// Latest first.
     pub unanswered: Vec<Unheard>,
-    /// What was sent and what was not, by name.
+    /// What was sent and what was not, by name; from the API with those of the machines' web server.
     pub counters: BTreeMap<String, u64>,
 }
 

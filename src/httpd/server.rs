@@ -75,17 +75,13 @@ impl Server {
         find: impl Fn(&str) -> Option<std::path::PathBuf> + Send + Sync + 'static,
         router: Router,
         limits: Limits,
+        counters: Arc<Counters>,
         stop: CancellationToken,
     ) -> Self {
-        let counters = Arc::new(Counters::default());
         Self {
             shared: Arc::new(Shared { find: Box::new(find), router, limits, counters, stop }),
             clients: Arc::default(),
         }
-    }
-
-    pub fn counters(&self) -> Arc<Counters> {
-        self.shared.counters.clone()
     }
 
     /// Until the stop, and [`GRACE`] longer for what is running then.

@@ -56,7 +56,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let site = Arc::new(http::Site { policy, files, loaders: services.loaders() });
     let router = http::router(site.clone());
     let find = move |path: &str| site.file(path).map(PathBuf::from);
-    let web = tokio::spawn(Server::new(find, router, Limits::default(), Default::default()).run(listener));
+    let web = tokio::spawn(
+        Server::new(find, router, Limits::default(), Default::default(), Default::default()).run(listener),
+    );
     println!("ready");
     signal(SignalKind::terminate())?.recv().await;
     web.abort();

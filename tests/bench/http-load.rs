@@ -53,7 +53,7 @@ fn serve(address: &str, file: &str) -> Outcome<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let find = move |path: &str| (path == "/boot/files/file").then(|| file.clone());
-        let server = Server::new(find, axum::Router::new(), Limits::default(), Default::default());
+        let server = Server::new(find, axum::Router::new(), Limits::default(), Default::default(), Default::default());
         server.run(TcpListener::bind(address).await?).await;
         Ok(())
     })

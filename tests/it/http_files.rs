@@ -56,8 +56,9 @@ impl Appliance {
         let router = Router::new().route("/boot/files/{name}", any(file)).route("/who", any(who));
         let stop = CancellationToken::new();
         let stopped = stop.clone();
-        let server = Server::new(move |path: &str| files.get(path).cloned(), router.clone(), limits, stop.clone());
-        let counters = server.counters();
+        let counters = Arc::<Counters>::default();
+        let find = move |path: &str| files.get(path).cloned();
+        let server = Server::new(find, router.clone(), limits, counters.clone(), stop.clone());
         let (ready, started) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -15,7 +15,7 @@ use rackline::boot::dhcp::Dhcp;
 use rackline::boot::explain::{Explainer, Explanation};
 use rackline::boot::firmware::Files;
 use rackline::boot::loader::Loaders;
-use rackline::boot::monitor::Monitor;
+use rackline::boot::monitor::{Monitor, Status};
 use rackline::boot::script::Scripts;
 use rackline::boot::{BootAnswer, Sighting, Stage};
 use rackline::engine::{Engine, SeedFacts, Site};
@@ -65,17 +65,38 @@ fn people(dir: &Path, engine: &Engine, config: &BootConfig) -> axum::Router {
     let monitor = Monitor::new(dhcp.clone(), config, Arc::default());
     let boot = Arc::new(Explainer { dhcp, loaders, policy, preview: Arc::new(engine.clone()) });
     let catalogue = Arc::new(Catalogue::open(&dir.join("images"), &[key]).unwrap());
-    api::people(Shared { engine: engine.clone(), catalogue, boot, monitor, ssh_keys: Arc::new([]) })
+    api::people(Shared {
+        engine: engine.clone(),
+        catalogue,
+        boot,
+        monitor,
+        web: Arc::default(),
+        ssh_keys: Arc::new([]),
+    })
 }
 
 async fn explain(people: &axum::Router, what: &str) -> Result<Explanation, String> {
-    let request = Request::get(format!("/api/v1/boot/explain/{what}")).body(Body::empty()).unwrap();
+    get(people, &format!("/api/v1/boot/explain/{what}")).await
+}
+
+async fn get<T: serde::de::DeserializeOwned>(people: &axum::Router, path: &str) -> Result<T, String> {
+    let request = Request::get(path).body(Body::empty()).unwrap();
     let answer = people.clone().oneshot(request).await.unwrap();
     let status = answer.status();
     let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
     match status.is_success() {
         true => Ok(serde_json::from_slice(&body).unwrap()),
         false => Err(format!("{status} {}", String::from_utf8_lossy(&body))),
+    }
+}
+
+#[tokio::test]
+async fn the_status_counts_for_every_boot_service_and_for_the_web_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let people = people(dir.path(), &engine(dir.path()).await, &toml::from_str(CONFIG).unwrap());
+    let status: Status = get(&people, "/api/v1/boot").await.unwrap();
+    for name in ["offer", "http-connection", "http-file-bytes"] {
+        assert_eq!(status.counters.get(name), Some(&0), "{name} of {:?}", status.counters);
     }
 }
 

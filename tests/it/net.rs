@@ -248,7 +248,7 @@ impl Appliance {
                     let listener = tokio::net::TcpListener::bind("10.77.0.1:80").await.unwrap();
                     let router = http::router(site.clone());
                     let find = move |path: &str| site.file(path).map(PathBuf::from);
-                    let web = Server::new(find, router, Limits::default(), Default::default());
+                    let web = Server::new(find, router, Limits::default(), Default::default(), Default::default());
                     let web = tokio::spawn(web.run(listener));
                     ready.send(Ok(handle.monitor())).unwrap();
                     let _ = stopped.await;

@@ -216,7 +216,8 @@ async fn serve(config: Config, dir: PathBuf, stop: CancellationToken, ready: std
     let handle = rackline::boot::serve(&config.boot, files, scripts, switches.clone(), policy, db).await.unwrap();
     let boot = Arc::new(handle.explainer(Arc::new(engine.clone())));
     let monitor = handle.monitor();
-    let shared = Shared { engine, catalogue: Arc::new(Catalogue::default()), boot, monitor, ssh_keys: Arc::new([]) };
+    let (catalogue, web) = (Arc::new(Catalogue::default()), Arc::default());
+    let shared = Shared { engine, catalogue, boot, monitor, web, ssh_keys: Arc::new([]) };
     for (address, app) in [("10.77.0.1:80", switch::http::router(switches)), ("127.0.0.1:8480", api::people(shared))] {
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let app = app.into_make_service_with_connect_info::<SocketAddr>();
