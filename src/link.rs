@@ -122,6 +122,9 @@ pub struct Deploy {
     pub seed: Seed,
     /// How much of what was written is read back and compared.
     pub read_back: ReadBack,
+    /// Keep what an earlier installation on the disk has in common with this image. Off: the whole disk is cleared first.
+    #[serde(default)]
+    pub reuse: bool,
     /// Also time `dd` of as many bytes on the blank disk before the write, for the benchmark.
     pub compare_with_dd: bool,
 }
@@ -257,6 +260,12 @@ pub struct Deployed {
     pub written_bytes: u64,
     /// Compressed bytes that were fetched.
     pub fetched_bytes: u64,
+    /// Decompressed bytes that an interrupted write of this image had left on the disk.
+    #[serde(default)]
+    pub resumed_bytes: u64,
+    /// Decompressed bytes that an earlier installation had left on the disk.
+    #[serde(default)]
+    pub reused_bytes: u64,
     pub write_seconds: f64,
     pub read_back_bytes: u64,
     pub read_back_seconds: f64,

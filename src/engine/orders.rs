@@ -60,6 +60,8 @@ impl Engine {
             target: ordered.target.clone(),
             seed,
             read_back: ReadBack::Full,
+            // After a release that erased there is no record of a deployment, and nothing on the disk.
+            reuse: machine.deployed.is_some(),
             compare_with_dd: ordered.compare_with_dd,
         })))
     }

@@ -116,6 +116,10 @@ struct Image {
 
 /// A GPT disk with partitions 1 and 14, every third MiB of it zero.
 fn image(size: usize) -> Image {
+    packed(raw_disk(size), &SigningKey::generate().unwrap())
+}
+
+fn raw_disk(size: usize) -> Vec<u8> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(size as u64).unwrap();
     let mut noise = blake3::Hasher::new().update(b"rackline test image").finalize_xof();
@@ -136,7 +140,10 @@ fn image(size: usize) -> Image {
     let mut raw = Vec::new();
     file.rewind().unwrap();
     file.read_to_end(&mut raw).unwrap();
+    raw
+}
 
+fn packed(raw: Vec<u8>, key: &SigningKey) -> Image {
     let mut data = Vec::new();
     let options = PackOptions { chunk_size: MIB as u32, level: 1, threads: 2 };
     let packed = pack(&raw[..], raw.len() as u64, &mut data, options, &|_| {}).unwrap();
@@ -160,8 +167,7 @@ fn image(size: usize) -> Image {
         labels: BTreeMap::new(),
         chunks: packed.chunks,
     };
-    let key = SigningKey::generate().unwrap();
-    let signed = SignedManifest::sign(&manifest, &key).unwrap();
+    let signed = SignedManifest::sign(&manifest, key).unwrap();
     let digest = signed.digest();
     Image { raw, manifest, signed: signed.encode(), data, digest, key: key.public().to_string() }
 }
@@ -189,11 +195,17 @@ struct Appliance {
     data_requests: AtomicUsize,
     faults: Faults,
     machine: MachineId,
+    /// Signed manifests of images that are no longer ordered.
+    older: Vec<(Digest, Vec<u8>)>,
 }
 
 impl Appliance {
     fn new(image: Image, order: Order, faults: Faults, on_target: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::of(image, order, faults, on_target))
+    }
+
+    fn of(image: Image, order: Order, faults: Faults, on_target: impl Fn() + Send + Sync + 'static) -> Self {
+        Self {
             image,
             order: watch::Sender::new(Issued { number: 1, order }),
             reports: Mutex::new(Vec::new()),
@@ -202,7 +214,8 @@ impl Appliance {
             data_requests: AtomicUsize::new(0),
             faults,
             machine: MachineId::generate(),
-        })
+            older: Vec::new(),
+        }
     }
 
     fn router(self: &Arc<Self>) -> Router {
@@ -303,8 +316,9 @@ async fn report(State(a): State<Arc<Appliance>>, headers: HeaderMap, Json(report
     StatusCode::NO_CONTENT
 }
 
-async fn manifest(State(a): State<Arc<Appliance>>, UrlPath(_): UrlPath<String>) -> Vec<u8> {
-    a.image.signed.clone()
+async fn manifest(State(a): State<Arc<Appliance>>, UrlPath(digest): UrlPath<String>) -> Vec<u8> {
+    let older = a.older.iter().find(|(d, _)| d.to_string() == digest);
+    older.map_or_else(|| a.image.signed.clone(), |(_, signed)| signed.clone())
 }
 
 async fn data(State(a): State<Arc<Appliance>>, headers: HeaderMap) -> Response {
@@ -354,7 +368,22 @@ fn deploy(digest: Digest, target: TargetRule) -> Order {
         user_data: "#cloud-config\n".into(),
         network_config: "version: 2\n".into(),
     };
-    Order::Deploy(Box::new(Deploy { manifest: digest, target, seed, read_back: ReadBack::Full, compare_with_dd: true }))
+    Order::Deploy(Box::new(Deploy {
+        manifest: digest,
+        target,
+        seed,
+        read_back: ReadBack::Full,
+        reuse: true,
+        compare_with_dd: true,
+    }))
+}
+
+/// As an order for a machine that was deployed before. Without `dd`, which writes over the start of the disk.
+fn deploy_again(digest: Digest, reuse: bool) -> Order {
+    match deploy(digest, TargetRule::SmallestSsd) {
+        Order::Deploy(order) => Order::Deploy(Box::new(Deploy { reuse, compare_with_dd: false, ..*order })),
+        other => other,
+    }
 }
 
 /// An agent that lives for as long as this does.
@@ -491,6 +520,174 @@ async fn lost_connections_and_a_restart_of_the_appliance_cost_only_time() {
     assert_eq!(appliance.data_requests.load(Ordering::SeqCst), requests);
     drop(agent);
     drop(server);
+}
+
+/// Runs the order to its end.
+async fn deployed(appliance: &Arc<Appliance>, machine: &Machine) -> rackline::link::Deployed {
+    let (port, server) = appliance.serve(0).await;
+    let agent = Living::start(options(port, appliance, machine));
+    let end = appliance.end().await;
+    drop(agent);
+    drop(server);
+    match end {
+        Outcome::Deployed(deployed) => *deployed,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Where the journal is: the start of the last MiB but one that begins at a whole MiB.
+const JOURNAL: u64 = (DISK - (1 << 20)) / (1 << 20) * (1 << 20);
+
+/// The disk as a power cut leaves it: the appliance's data has stopped after `bytes`, and all that came is in the journal.
+/// How many chunks the newest record lists, and which slot has it.
+async fn interrupted(appliance: &Arc<Appliance>, machine: &Machine, disk: &TestDisk, bytes: usize) -> (u32, u64) {
+    *appliance.faults.hang.lock().unwrap() = (bytes, usize::MAX);
+    // All but the first, which waits for the others.
+    let rest = &appliance.image.manifest.chunks[1..];
+    let end = rest[0].offset + bytes as u64;
+    let expected = rest.iter().filter(|c| c.offset + u64::from(c.length) <= end).count() as u32;
+    let (port, server) = appliance.serve(0).await;
+    let agent = Living::start(options(port, appliance, machine));
+    let slot = |n: u64| {
+        let mut slot = vec![0; 4096];
+        disk.file.as_file().read_exact_at(&mut slot, JOURNAL + n * (256 << 10)).unwrap();
+        let bits = slot[128..].iter().map(|b| b.count_ones()).sum::<u32>();
+        (slot.starts_with(b"RKLJRNL1"), bits, n)
+    };
+    let listed = async {
+        loop {
+            match [slot(0), slot(1)].into_iter().find(|(ours, bits, _)| *ours && *bits == expected) {
+                Some((_, bits, slot)) => return (bits, slot),
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let listed = tokio::time::timeout(Duration::from_secs(60), listed).await.expect("not in the journal");
+    drop(agent);
+    drop(server);
+    *appliance.faults.hang.lock().unwrap() = (0, 0);
+    appliance.reports.lock().unwrap().clear();
+    listed
+}
+
+fn resumable(image: Image) -> Arc<Appliance> {
+    let order = deploy_again(image.digest, true);
+    Appliance::new(image, order, Faults::default(), || ())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_write_is_taken_up_and_a_chunk_that_is_not_there_is_fetched_again() {
+    let disk = TestDisk::new(DISK);
+    let machine = Machine::new(&[("vda", &disk)]);
+    let appliance = resumable(image(IMAGE));
+    let (listed, _) = interrupted(&appliance, &machine, &disk, 9 * MIB).await;
+    assert!(listed >= 6);
+    // A disk that has confirmed and forgotten.
+    let lost = &appliance.image.manifest.chunks[3];
+    disk.file.as_file().write_all_at(b"?", lost.disk_offset + 77).unwrap();
+
+    let deployed = deployed(&appliance, &machine).await;
+    let there = u64::from(listed - 1) * MIB as u64;
+    let used = appliance.image.manifest.used_bytes;
+    assert_eq!((deployed.resumed_bytes, deployed.reused_bytes), (there, 0));
+    assert_eq!(deployed.written_bytes, used - there);
+    assert!(deployed.fetched_bytes < used - there + MIB as u64);
+    assert_written(&disk, &appliance.image);
+    assert_fitted(&disk, &appliance.image);
+    assert!(disk.read(JOURNAL, MIB / 2).iter().all(|b| *b == 0), "the journal is gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_journal_of_another_machine_or_image_and_a_torn_one_count_for_nothing() {
+    let disk = TestDisk::new(DISK);
+    let appliance = resumable(image(IMAGE));
+    let fresh = async |appliance: &Arc<Appliance>| {
+        // Old data between the chunks must not show through, whatever the journal said.
+        disk.file.as_file().write_all_at(&vec![OLD; MIB], 3 * MIB as u64).unwrap();
+        let deployed = deployed(appliance, &Machine::new(&[("vda", &disk)])).await;
+        assert_eq!((deployed.resumed_bytes, deployed.written_bytes), (0, appliance.image.manifest.used_bytes));
+        assert_written(&disk, &appliance.image);
+    };
+    let interrupt = async || {
+        disk.file.as_file().write_all_at(&vec![OLD; MIB], 0).unwrap();
+        interrupted(&appliance, &Machine::new(&[("vda", &disk)]), &disk, 9 * MIB).await
+    };
+    interrupt().await;
+    let another_image = Appliance::of(image(IMAGE), Order::Wait { reason: String::new() }, Faults::default(), || ());
+    let order = deploy_again(another_image.image.digest, true);
+    another_image.order.send_replace(Issued { number: 1, order });
+    fresh(&Arc::new(Appliance { machine: appliance.machine, ..another_image })).await;
+
+    interrupt().await;
+    let same_image = packed(appliance.image.raw.clone(), &SigningKey::generate().unwrap());
+    assert_eq!(same_image.digest, appliance.image.digest);
+    fresh(&resumable(same_image)).await;
+
+    let (_, newest) = interrupt().await;
+    for slot in [newest, 1 - newest] {
+        disk.file.as_file().write_all_at(&[0xff], JOURNAL + slot * (256 << 10) + 130).unwrap();
+    }
+    fresh(&appliance).await;
+}
+
+/// What a new version of an image has in common with the one on the disk.
+fn versions() -> (Image, Image) {
+    let key = SigningKey::generate().unwrap();
+    let old = raw_disk(IMAGE);
+    let mut new = old.clone();
+    // One chunk changes, one that was zero gets data that stands elsewhere too, one becomes zero.
+    new[5 * MIB + 3] ^= 1;
+    new.copy_within(7 * MIB..8 * MIB, 9 * MIB);
+    new[11 * MIB..12 * MIB].fill(0);
+    (packed(old, &key), packed(new, &key))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_version_takes_from_the_disk_what_has_not_changed() {
+    let disk = TestDisk::new(DISK);
+    let (old, new) = versions();
+    let (old_digest, old_signed) = (old.digest, old.signed.clone());
+    deployed(&resumable(old), &Machine::new(&[("vda", &disk)])).await;
+    // The installed system has lived: something changed in a chunk that both have, and in what is zero in both.
+    disk.file.as_file().write_all_at(b"log", 13 * MIB as u64).unwrap();
+    disk.file.as_file().write_all_at(b"log", 6 * MIB as u64).unwrap();
+
+    let order = deploy_again(new.digest, true);
+    let mut appliance = Appliance::of(new, order, Faults::default(), || ());
+    appliance.older.push((old_digest, old_signed));
+    let appliance = Arc::new(appliance);
+    let deployed = deployed(&appliance, &Machine::new(&[("vda", &disk)])).await;
+    let image = &appliance.image;
+    // Not there: the first (fitted to the disk and written last), the changed one, the one with the log, and the last,
+    // where the image's own backup of the partition table was.
+    let fetched = |c: &&rackline::image::Chunk| matches!(c.index, 0 | 5 | 13 | 23);
+    let bytes: u64 = image.manifest.chunks.iter().filter(fetched).map(|c| u64::from(c.length)).sum();
+    assert_eq!(deployed.fetched_bytes, bytes);
+    assert_eq!(deployed.reused_bytes, image.manifest.used_bytes - deployed.written_bytes);
+    assert_eq!(deployed.resumed_bytes, 0);
+    assert_written(&disk, image);
+    assert_fitted(&disk, image);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reuse_needs_neither_the_old_manifest_nor_a_policy_to_be_right() {
+    let disk = TestDisk::new(DISK);
+    let (old, new) = versions();
+    deployed(&resumable(old), &Machine::new(&[("vda", &disk)])).await;
+    // The appliance no longer knows the old image: what is at its place still counts, what has moved does not.
+    let digest = new.digest;
+    let appliance = Appliance::new(new, deploy_again(digest, true), Faults::default(), || ());
+    let again = deployed(&appliance, &Machine::new(&[("vda", &disk)])).await;
+    assert_eq!(again.reused_bytes, appliance.image.manifest.used_bytes - again.written_bytes);
+    assert_eq!(again.written_bytes, 4 * MIB as u64, "the first, the changed, the moved and the last");
+    assert_written(&disk, &appliance.image);
+
+    // Without the policy everything is cleared and written.
+    appliance.order.send_replace(Issued { number: 1, order: deploy_again(digest, false) });
+    appliance.reports.lock().unwrap().clear();
+    let whole = deployed(&appliance, &Machine::new(&[("vda", &disk)])).await;
+    assert_eq!((whole.reused_bytes, whole.written_bytes), (0, appliance.image.manifest.used_bytes));
+    assert_written(&disk, &appliance.image);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,13 +4,14 @@
 //! Entries are kept byte for byte and in their slots, so that partition numbers, which boot loaders have built in, stay
 //! as the image has them (the `gpt` crate closes gaps; here it is the reader in the tests).
 
+use std::ops::Range;
+
+use super::layout::{BACKUP_MAX, MIB};
 use crate::agent::block::{Buffer, Device};
 use crate::error::{Error, Result};
 
 pub const SEED_NAME: &str = "rackline-seed";
 
-/// Partitions start at whole MiB.
-const MIB: u64 = 1 << 20;
 /// Basic data, EBD0A0A2-B9E5-4433-87C0-68B6B72699C7, in the byte order of the table.
 const BASIC_DATA: [u8; 16] =
     [0xa2, 0xa0, 0xd0, 0xeb, 0xe5, 0xb9, 0x33, 0x44, 0x87, 0xc0, 0x68, 0xb6, 0xb7, 0x26, 0x99, 0xc7];
@@ -30,11 +31,12 @@ mod field {
     pub const ENTRIES_CRC: Range<usize> = 88..92;
 }
 
-/// Where the seed's partition is, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SeedPlace {
-    pub offset: u64,
-    pub len: u64,
+/// Table 5-6: an entry.
+mod entry {
+    use std::ops::Range;
+    pub const FIRST: Range<usize> = 32..40;
+    pub const LAST: Range<usize> = 40..48;
+    pub const NAME: Range<usize> = 56..128;
 }
 
 /// A header sector and the entry array that it leads to.
@@ -43,16 +45,35 @@ struct Table {
     entries: Vec<u8>,
 }
 
-/// Moves the backup, adds the seed's partition of `seed_len` bytes and writes it all; the disk's content is not touched.
-pub fn fit(device: &Device, seed_len: u64) -> Result<SeedPlace> {
+/// Moves the backup, adds the seed's partition at `seed`, in bytes, and writes it all; the disk's content is not touched.
+pub fn fit(device: &Device, seed: &Range<u64>) -> Result<()> {
     let mut table = Table::read(device)?;
     let old_backup = table.number64(field::ALTERNATE_LBA)?;
-    let place = table.add_seed(device, seed_len)?;
+    table.add_seed(device, seed)?;
     table.write(device)?;
-    forget_old_backup(device, old_backup, place)?;
+    forget_old_backup(device, old_backup, seed)?;
     protective_mbr(device)?;
-    device.sync()?;
+    device.sync()
+}
+
+/// The seed partition of a disk that has one, in bytes.
+pub fn find_seed(device: &Device) -> Result<Option<Range<u64>>> {
+    let table = Table::read(device)?;
+    let (size, sector) = (table.number32(field::ENTRY_SIZE)? as usize, u64::from(device.sector()));
+    let name = utf16(SEED_NAME);
+    let named = |entry: &&[u8]| entry.get(entry::NAME).is_some_and(|n| n.starts_with(&name) && n[name.len()] == 0);
+    let Some(entry) = table.entries.chunks(size).find(named) else { return Ok(None) };
+    let lba = |field: Range<usize>| entry.get(field).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+    let place = (|| {
+        let start = lba(entry::FIRST)?.checked_mul(sector)?;
+        let end = lba(entry::LAST)?.checked_add(1)?.checked_mul(sector)?;
+        (start < end && end <= device.size()).then_some(start..end)
+    })();
     Ok(place)
+}
+
+fn utf16(text: &str) -> Vec<u8> {
+    text.encode_utf16().flat_map(u16::to_le_bytes).collect()
 }
 
 impl Table {
@@ -69,6 +90,9 @@ impl Table {
             return Err(wrong("its entries have an impossible size"));
         }
         let bytes = (count * size) as usize;
+        if bytes as u64 + 2 * sector as u64 > BACKUP_MAX {
+            return Err(wrong("it has too many entries"));
+        }
         let start = table.number64(field::ENTRIES_LBA)?.checked_mul(sector as u64);
         let start = start.filter(|s| *s < device.size() / 2).ok_or_else(|| wrong("its entries are out of reach"))?;
         table.entries = read(device, start, bytes)?;
@@ -79,20 +103,20 @@ impl Table {
     }
 
     /// Sets the end of the disk anew and puts the seed's entry behind the last one that is used.
-    fn add_seed(&mut self, device: &Device, seed_len: u64) -> Result<SeedPlace> {
+    fn add_seed(&mut self, device: &Device, seed: &Range<u64>) -> Result<()> {
         let sector = u64::from(device.sector());
         let total = device.size() / sector;
         let array = (self.entries.len() as u64).div_ceil(sector);
         let last_usable = total.checked_sub(2 + array).ok_or_else(|| no_room(device))?;
-        let align = MIB / sector;
-        let sectors = seed_len.next_multiple_of(MIB) / sector;
-        let first = (last_usable + 1).checked_sub(sectors).ok_or_else(|| no_room(device))? / align * align;
-        let last = first + sectors - 1;
+        let (first, last) = (seed.start / sector, (seed.end / sector).saturating_sub(1));
+        if !seed.start.is_multiple_of(MIB) || last < first || last > last_usable {
+            return Err(no_room(device));
+        }
 
         let size = self.number32(field::ENTRY_SIZE)? as usize;
         let used = |entry: &[u8]| entry.iter().take(16).any(|b| *b != 0);
         let end_of =
-            |entry: &[u8]| entry.get(40..48).and_then(|b| b.try_into().ok()).map_or(u64::MAX, u64::from_le_bytes);
+            |entry: &[u8]| entry.get(entry::LAST).and_then(|b| b.try_into().ok()).map_or(u64::MAX, u64::from_le_bytes);
         if self.entries.chunks(size).filter(|e| used(e)).any(|e| end_of(e) >= first) {
             return Err(no_room(device));
         }
@@ -106,16 +130,14 @@ impl Table {
         let mut put = |at: usize, bytes: &[u8]| entry[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &BASIC_DATA);
         put(16, &uuid::Uuid::new_v4().to_bytes_le());
-        put(32, &first.to_le_bytes());
-        put(40, &last.to_le_bytes());
-        let name: Vec<u8> = SEED_NAME.encode_utf16().flat_map(u16::to_le_bytes).collect();
-        put(56, &name);
+        put(entry::FIRST.start, &first.to_le_bytes());
+        put(entry::LAST.start, &last.to_le_bytes());
+        put(entry::NAME.start, &utf16(SEED_NAME));
 
         self.put(field::ALTERNATE_LBA, &(total - 1).to_le_bytes());
         self.put(field::LAST_USABLE, &last_usable.to_le_bytes());
         self.put(field::ENTRIES_CRC, &crc32(&self.entries).to_le_bytes());
-        self.seal()?;
-        Ok(SeedPlace { offset: first * sector, len: sectors * sector })
+        self.seal()
     }
 
     /// The backup first: an interruption leaves at least one whole table.
@@ -166,11 +188,11 @@ impl Table {
 }
 
 /// The image's own backup header now stands in the middle of the disk, where recovery tools would find it.
-fn forget_old_backup(device: &Device, lba: u64, seed: SeedPlace) -> Result<()> {
+fn forget_old_backup(device: &Device, lba: u64, seed: &Range<u64>) -> Result<()> {
     let sector = device.sector() as usize;
     let Some(offset) = lba.checked_mul(sector as u64) else { return Ok(()) };
     let at_end = offset.saturating_add(sector as u64) >= device.size();
-    let in_seed = (seed.offset..seed.offset + seed.len).contains(&offset);
+    let in_seed = seed.contains(&offset);
     if at_end || in_seed || lba <= 1 {
         return Ok(());
     }

@@ -1,18 +1,23 @@
 //! An image onto the target disk: checked against its signature before anything else, the disk chosen by rule and told
 //! before the first byte, streamed and verified, read back, and given its seed.
 //!
-//! It may be interrupted anywhere and simply be done again: nothing is taken over from an earlier try.
+//! It may be interrupted anywhere and simply be done again: what the disk has by then is found and kept ([`reuse`]).
 
 mod gpt;
+mod journal;
+mod layout;
 mod pipeline;
 mod read_back;
+mod reuse;
 mod seed;
 mod unpack;
 
 pub use seed::{INSTALLED_FILE, Installed};
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use layout::Layout;
 
 use super::block::Device;
 use super::console::say;
@@ -27,8 +32,6 @@ use crate::swarm::{HttpSource, Limits};
 /// Bytes that `dd` writes at most, where it is asked for as a yardstick.
 const DD_MAX: u64 = 512 << 20;
 const DD_PIECE: u64 = 4 << 20;
-/// Behind the image and at the end of the disk, signatures of an earlier use are zeroed this far.
-const EDGE: u64 = 16 << 20;
 
 pub async fn deploy(agent: &Agent, number: u64, order: &Deploy, meter: &Meter) -> Result<Outcome> {
     meter.step("checking the image", 0);
@@ -36,21 +39,18 @@ pub async fn deploy(agent: &Agent, number: u64, order: &Deploy, meter: &Meter) -
     let binary = Arc::new(blocking(seed::own_binary).await?);
     let seed_len = seed::size_for(binary.len() as u64);
 
-    let (disk, device) = choose(agent, &order.target, image.disk_size, seed_len).await?;
+    let (disk, device, layout) = choose(agent, &order.target, image.disk_size, seed_len).await?;
     tell_target(agent, number, &disk, &order.target).await?;
 
     let dd = match order.compare_with_dd {
         true => Some(dd_rate(&device, image.used_bytes, meter).await?),
         false => None,
     };
-    clear(&device, &image, meter).await?;
-    let written = pipeline::write(&device, &image, &source(agent, order, meter), meter).await?;
-    let checked = {
-        let (device, image, meter, how) = (Arc::clone(&device), Arc::clone(&image), meter.clone(), order.read_back);
-        blocking(move || read_back::check(&device, &image, how, &meter)).await?
-    };
+    let prepared = reuse::prepare(agent, order, &device, &layout, &image, meter).await?;
+    let journal = Arc::new(Mutex::new(prepared.journal));
+    let source = source(agent, order, meter);
+    let written = pipeline::write(&device, &image, &prepared.kept, Some(&journal), &source, meter).await?;
 
-    meter.step("writing the seed", 0);
     let installed = Installed {
         machine: agent.appliance.machine(),
         manifest: order.manifest,
@@ -58,11 +58,17 @@ pub async fn deploy(agent: &Agent, number: u64, order: &Deploy, meter: &Meter) -
         disk_wwn: disk.wwn.clone(),
         disk_bytes: disk.size_bytes,
     };
-    let seed = order.seed.clone();
-    blocking(move || {
-        let place = gpt::fit(&device, seed_len)?;
-        seed::write(&device, place, &seed, &installed, &binary)?;
-        device.reread_partitions()
+    let (how, seed, meter) = (order.read_back, order.seed.clone(), meter.clone());
+    let checked = blocking(move || {
+        let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+        // What does not read back is not tried again on top of what is there.
+        let checked = read_back::check(&device, &image, how, &meter).or_else(|e| journal.remove().and(Err(e)))?;
+        meter.step("writing the seed", 0);
+        gpt::fit(&device, &layout.seed)?;
+        seed::write(&device, &layout.seed, &seed, &installed, &binary)?;
+        journal.remove()?;
+        device.reread_partitions()?;
+        Ok(checked)
     })
     .await?;
     Ok(Outcome::Deployed(Box::new(Deployed {
@@ -71,6 +77,8 @@ pub async fn deploy(agent: &Agent, number: u64, order: &Deploy, meter: &Meter) -
         serial: disk.serial,
         written_bytes: written.written_bytes,
         fetched_bytes: written.fetched_bytes,
+        resumed_bytes: prepared.resumed_bytes,
+        reused_bytes: prepared.reused_bytes,
         write_seconds: written.seconds,
         read_back_bytes: checked.bytes,
         read_back_seconds: checked.seconds,
@@ -105,12 +113,11 @@ async fn signed_image(agent: &Agent, order: &Deploy) -> Result<Manifest> {
 }
 
 /// The disk that the rule means, claimed: nobody else can use it from here on.
-async fn choose(agent: &Agent, rule: &TargetRule, image: u64, seed: u64) -> Result<(Disk, Arc<Device>)> {
+async fn choose(agent: &Agent, rule: &TargetRule, image: u64, seed: u64) -> Result<(Disk, Arc<Device>, Layout)> {
     let (roots, rule) = (agent.options.roots.clone(), rule.clone());
     blocking(move || {
         let disks = inventory::disks(&roots)?;
-        // Besides image and seed: the table's backup, and the seed's start at a whole MiB.
-        let disk = select_target(&disks, &rule, image.saturating_add(seed).saturating_add(2 << 20))?;
+        let disk = select_target(&disks, &rule, image.saturating_add(seed).saturating_add(layout::SPARE))?;
         if let Some(user) = inventory::in_use(&roots.sys, &roots.proc, &disk.name) {
             return Err(Error::conflict("disk.busy", format!("the target disk {} is in use: {user}", disk.name))
                 .hint("unmount it, or stop the RAID, LVM or swap on it, then order again"));
@@ -125,7 +132,11 @@ async fn choose(agent: &Agent, rule: &TargetRule, image: u64, seed: u64) -> Resu
             let what = format!("{} has sectors of {} bytes, the image is made for 512", disk.name, device.sector());
             return Err(Error::conflict("disk.sector-size", what).hint("format the disk to 512-byte sectors (512e)"));
         }
-        Ok((disk.clone(), Arc::new(device)))
+        let layout = Layout::new(device.size(), image, seed).ok_or_else(|| {
+            Error::conflict("disk.too-small", format!("{} is too small for image and seed", disk.name))
+                .hint("order an image for smaller disks, or fit a larger disk")
+        })?;
+        Ok((disk.clone(), Arc::new(device), layout))
     })
     .await
 }
@@ -152,26 +163,6 @@ async fn tell_target(agent: &Agent, number: u64, disk: &Disk, rule: &TargetRule)
 fn source(agent: &Agent, order: &Deploy, meter: &Meter) -> HttpSource {
     let (request, manifest, meter) = (agent.appliance.chunk_request(), order.manifest, meter.clone());
     HttpSource::new(move || request(manifest), move |note| meter.note(note), Limits::default())
-}
-
-/// So that nothing old shows through: the device may forget all, and what must read zero is zeroed for certain, since
-/// after a discard a block reads what the device likes.
-async fn clear(device: &Arc<Device>, image: &Arc<Manifest>, meter: &Meter) -> Result<()> {
-    meter.step("clearing the disk", 0);
-    let (device, image) = (Arc::clone(device), Arc::clone(image));
-    blocking(move || {
-        let size = device.size();
-        device.discard(0, size)?;
-        // What was installed before must not start any more; the image's own first chunk is written last.
-        device.zero(0, u64::from(image.chunk_size).min(size))?;
-        for (offset, len) in image.zero_ranges() {
-            device.zero(offset, len)?;
-        }
-        let behind = image.disk_size;
-        device.zero(behind, EDGE)?;
-        device.zero(size.saturating_sub(EDGE).max(behind), EDGE)
-    })
-    .await
 }
 
 /// What a plain `dd` reaches on this disk with zeros for as many bytes, in bytes a second until they are on the disk: the

@@ -2,21 +2,22 @@
 //!
 //! ```text
 //! source ─ frames ─► workers: frame hash, then zstd into a buffer ─ full buffers ─► writers ─► disk
-//!            (few)       ▲                                                            │
-//!                        └───────────────────── empty buffers ◄───────────────────────┘
+//!            (few)       ▲                                                            │ │
+//!                        └───────────────────── empty buffers ◄───────────────────────┘ └─► journal, now and then
 //! ```
 //!
 //! A frame that does not match its signed hash never reaches the disk; it is fetched again, twice at most.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::journal::Journal;
 use super::unpack::Unpacker;
 use crate::agent::block::{Buffer, Device};
 use crate::agent::blocking;
@@ -39,6 +40,9 @@ const QUEUE: usize = 4;
 /// Frames that the source holds while it reads them.
 const IN_SOURCE: usize = 2;
 
+/// The journal is brought up to date this often: a power cut costs at most what was written since.
+const JOURNAL: Duration = Duration::from_millis(500);
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Written {
     pub written_bytes: u64,
@@ -46,23 +50,33 @@ pub struct Written {
     pub seconds: f64,
 }
 
-/// Writes all stored chunks and has the disk confirm them. The first chunk, with boot loader and partition table, comes
-/// last and after that confirmation: a disk that was left half written does not start.
-pub async fn write(device: &Arc<Device>, image: &Arc<Manifest>, source: &dyn Source, meter: &Meter) -> Result<Written> {
+/// Writes all stored chunks but the kept ones, given by their positions in the manifest, and has the disk confirm them.
+/// The first chunk, with boot loader and partition table, comes last and after that confirmation: a disk that was left
+/// half written does not start.
+pub async fn write(
+    device: &Arc<Device>,
+    image: &Arc<Manifest>,
+    kept: &BTreeSet<usize>,
+    journal: Option<&Arc<Mutex<Journal>>>,
+    source: &dyn Source,
+    meter: &Meter,
+) -> Result<Written> {
     let start = Instant::now();
-    meter.step("writing", image.used_bytes);
+    let to_write = image.chunks.iter().enumerate().filter(|(position, _)| !kept.contains(position));
+    let (first, rest): (Vec<_>, Vec<_>) = to_write.partition(|(_, c)| c.index == 0);
+    let written_bytes = first.iter().chain(&rest).map(|(_, c)| u64::from(c.raw_length)).sum();
+    meter.step("writing", written_bytes);
     let mut fetched_bytes = 0;
-    let (first, rest): (Vec<&Chunk>, Vec<&Chunk>) = image.chunks.iter().partition(|c| c.index == 0);
-    for chunks in [rest, first] {
-        let crew = Arc::new(Crew::new(device, image, chunks, meter));
+    for (chunks, journal) in [(rest, journal), (first, None)] {
+        let crew = Arc::new(Crew::new(device, image, chunks, journal, meter));
         for _ in 0..ROUNDS {
-            let wanted: Vec<Wanted> = crew.missing().values().map(wanted).collect();
+            let wanted: Vec<Wanted> = crew.missing().values().map(|(_, chunk)| wanted(chunk)).collect();
             if wanted.is_empty() {
                 break;
             }
             crew.round(&wanted, source).await?;
         }
-        if let Some(chunk) = crew.missing().values().next() {
+        if let Some((_, chunk)) = crew.missing().values().next() {
             let what = format!("chunk {} of the image is not what was signed", chunk.index);
             return Err(Error::refused("image.chunk", what).hint("see `rackline image verify` on the appliance"));
         }
@@ -70,7 +84,7 @@ pub async fn write(device: &Arc<Device>, image: &Arc<Manifest>, source: &dyn Sou
         blocking(move || confirmed.sync()).await?;
         fetched_bytes += crew.fetched.load(Ordering::Relaxed);
     }
-    Ok(Written { written_bytes: image.used_bytes, fetched_bytes, seconds: start.elapsed().as_secs_f64() })
+    Ok(Written { written_bytes, fetched_bytes, seconds: start.elapsed().as_secs_f64() })
 }
 
 fn wanted(chunk: &Chunk) -> Wanted {
@@ -82,8 +96,11 @@ struct Crew {
     device: Arc<Device>,
     image: Arc<Manifest>,
     meter: Meter,
-    /// Chunks that are not on the disk yet.
-    missing: Mutex<BTreeMap<u32, Chunk>>,
+    /// Chunks that are not on the disk yet by their number, with their position in the manifest.
+    missing: Mutex<BTreeMap<u32, (usize, Chunk)>>,
+    journal: Option<Arc<Mutex<Journal>>>,
+    /// Positions of chunks that were written and are not in the journal yet.
+    unconfirmed: Mutex<Vec<usize>>,
     fetched: AtomicU64,
     /// The first error ends it for all.
     failed: Mutex<Option<Error>>,
@@ -91,24 +108,33 @@ struct Crew {
 
 /// A buffer on its way to the disk.
 struct Full {
+    position: usize,
     chunk: Chunk,
     buffer: Buffer,
 }
 
 impl Crew {
-    fn new(device: &Arc<Device>, image: &Arc<Manifest>, chunks: Vec<&Chunk>, meter: &Meter) -> Self {
+    fn new(
+        device: &Arc<Device>,
+        image: &Arc<Manifest>,
+        chunks: Vec<(usize, &Chunk)>,
+        journal: Option<&Arc<Mutex<Journal>>>,
+        meter: &Meter,
+    ) -> Self {
         Self {
             device: Arc::clone(device),
             image: Arc::clone(image),
             meter: meter.clone(),
-            missing: Mutex::new(chunks.into_iter().map(|c| (c.index, c.clone())).collect()),
+            missing: Mutex::new(chunks.into_iter().map(|(position, c)| (c.index, (position, c.clone()))).collect()),
+            journal: journal.cloned(),
+            unconfirmed: Mutex::default(),
             fetched: AtomicU64::new(0),
             failed: Mutex::new(None),
         }
     }
 
-    fn missing(&self) -> MutexGuard<'_, BTreeMap<u32, Chunk>> {
-        self.missing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn missing(&self) -> MutexGuard<'_, BTreeMap<u32, (usize, Chunk)>> {
+        lock(&self.missing)
     }
 
     /// One pass over `wanted`. What came wrong stays missing.
@@ -126,7 +152,7 @@ impl Crew {
             () = stop.cancelled() => Ok(()),
         };
         work.await.or_fail(Kind::Internal, "agent.task", || "writing has failed")?;
-        match self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        match lock(&self.failed).take() {
             Some(error) => Err(error),
             None => fetched,
         }
@@ -144,23 +170,27 @@ impl Crew {
         }
         let (frames, buffers, to_write) = (Mutex::new(frames), Mutex::new(buffers), Mutex::new(to_write));
         let (frames, buffers, to_write) = (&frames, &buffers, &to_write);
+        let (writing, written) = channel::<()>();
         std::thread::scope(|scope| {
             for _ in 0..workers {
                 let full = full.clone();
                 scope.spawn(move || self.ended(self.unpack(frames, buffers, &full), stop));
             }
             for _ in 0..WRITERS {
-                let empty = empty.clone();
-                scope.spawn(move || self.write(to_write, &empty, stop));
+                let (empty, writing) = (empty.clone(), writing.clone());
+                scope.spawn(move || self.write(to_write, &empty, stop, writing));
+            }
+            if let Some(journal) = &self.journal {
+                scope.spawn(move || self.ended(self.keep_journal(journal, &written), stop));
             }
             // Each end of a channel is now held by threads only: when those of one side leave, the other side does too.
-            drop((full, empty));
+            drop((full, empty, writing));
         });
     }
 
     fn ended(&self, result: Result<()>, stop: &CancellationToken) {
         if let Err(error) = result {
-            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            lock(&self.failed).get_or_insert(error);
             stop.cancel();
         }
     }
@@ -176,40 +206,62 @@ impl Crew {
             // In a statement of its own: the lock must be free while this frame is worked on.
             let Some(frame) = lock(frames).blocking_recv() else { return Ok(()) };
             self.fetched.fetch_add(frame.bytes.len() as u64, Ordering::Relaxed);
-            let Some(chunk) = self.missing().get(&frame.index).cloned() else { continue };
+            let Some((position, chunk)) = self.missing().get(&frame.index).cloned() else { continue };
             // What came wrong stays missing, and is asked for in the next round.
             if chunk::verify_frame(&chunk, &frame.bytes).is_err() {
                 continue;
             }
             let Ok(mut buffer) = lock(buffers).recv() else { return Ok(()) };
             unpacker.unpack(&chunk, &frame.bytes, &mut buffer)?;
-            if full.send(Full { chunk, buffer }).is_err() {
+            if full.send(Full { position, chunk, buffer }).is_err() {
                 return Ok(());
             }
         }
     }
 
-    /// Until all workers have left. After an error the buffers still go round, so that nobody waits for one.
-    fn write(&self, to_write: &Mutex<Receiver<Full>>, empty: &SyncSender<Buffer>, stop: &CancellationToken) {
+    /// Until all workers have left. After an error the buffers still go round, so that nobody waits for one. `_writing`
+    /// tells the journal's thread that somebody still writes.
+    fn write(
+        &self,
+        to_write: &Mutex<Receiver<Full>>,
+        empty: &SyncSender<Buffer>,
+        stop: &CancellationToken,
+        _writing: Sender<()>,
+    ) {
         loop {
-            let Ok(Full { chunk, mut buffer }) = lock(to_write).recv() else { return };
+            let Ok(mut full) = lock(to_write).recv() else { return };
             if !stop.is_cancelled() {
-                self.ended(self.write_chunk(&chunk, &mut buffer), stop);
+                self.ended(self.write_chunk(&mut full), stop);
             }
-            if empty.send(buffer).is_err() {
+            if empty.send(full.buffer).is_err() {
                 return;
             }
         }
     }
 
-    fn write_chunk(&self, chunk: &Chunk, buffer: &mut Buffer) -> Result<()> {
+    fn write_chunk(&self, Full { position, chunk, buffer }: &mut Full) -> Result<()> {
         let len = chunk.raw_length as usize;
         let whole = self.device.round_up(len);
         buffer[len..whole].fill(0);
         self.device.write_at(&buffer[..whole], chunk.disk_offset)?;
+        lock(&self.unconfirmed).push(*position);
         self.missing().remove(&chunk.index);
         self.meter.add(u64::from(chunk.raw_length));
         Ok(())
+    }
+
+    /// Until all writers have left, and once more then.
+    fn keep_journal(&self, journal: &Mutex<Journal>, writing: &Receiver<()>) -> Result<()> {
+        loop {
+            let last = writing.recv_timeout(JOURNAL) != Err(RecvTimeoutError::Timeout);
+            let batch = std::mem::take(&mut *lock(&self.unconfirmed));
+            if !batch.is_empty() {
+                lock(journal).confirm(batch)?;
+            }
+            if last {
+                return Ok(());
+            }
+        }
     }
 }
 

@@ -3,11 +3,12 @@
 //!
 //! It is made in memory and written in one go, so that it can be read back and compared like the image.
 
-use std::io::{Cursor, Write};
+use std::io::{Cursor, Read, Write};
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::gpt::SeedPlace;
+use super::gpt;
 use crate::agent::block::{Buffer, Device};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::image::chunk::is_zero;
@@ -24,6 +25,9 @@ const SPARE: u64 = 16 << 20;
 /// No binary of ours is near this; a wrong length must not ask for all memory.
 const BINARY_MAX: u64 = 512 << 20;
 const PIECE: usize = 4 << 20;
+/// Tables and documents of the seed lie within this.
+const HEAD: u64 = 4 << 20;
+const DOCUMENT_MAX: u64 = 64 << 10;
 
 /// What was put on which disk, for the installed system: `deployed.json` on the seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,8 +56,9 @@ pub fn own_binary() -> Result<Vec<u8>> {
 }
 
 /// Writes the file system to `place` and compares what the disk then holds.
-pub fn write(device: &Device, place: SeedPlace, seed: &Seed, installed: &Installed, binary: &[u8]) -> Result<()> {
-    let len = usize::try_from(place.len).or_fail(Kind::Internal, "seed.make", || "the seed is too large")?;
+pub fn write(device: &Device, place: &Range<u64>, seed: &Seed, installed: &Installed, binary: &[u8]) -> Result<()> {
+    let len =
+        usize::try_from(place.end - place.start).or_fail(Kind::Internal, "seed.make", || "the seed is too large")?;
     let mut image = Buffer::new(len);
     make(&mut image, seed, installed, binary).or_fail(
         Kind::Internal,
@@ -61,16 +66,16 @@ pub fn write(device: &Device, place: SeedPlace, seed: &Seed, installed: &Install
         || "the seed's file system cannot be made",
     )?;
     // Most of it is empty: that is left to the device.
-    device.zero(place.offset, place.len)?;
+    device.zero(place.start, place.end - place.start)?;
     for (i, piece) in image.chunks(PIECE).enumerate() {
         if !is_zero(piece) {
-            device.write_at(piece, place.offset + (i * PIECE) as u64)?;
+            device.write_at(piece, place.start + (i * PIECE) as u64)?;
         }
     }
     device.sync()?;
     let mut there = Buffer::new(PIECE);
     for (i, piece) in image.chunks(PIECE).enumerate() {
-        let offset = place.offset + (i * PIECE) as u64;
+        let offset = place.start + (i * PIECE) as u64;
         let there = &mut there[..piece.len()];
         device.read_at(there, offset)?;
         if there != piece {
@@ -79,6 +84,25 @@ pub fn write(device: &Device, place: SeedPlace, seed: &Seed, installed: &Install
         }
     }
     Ok(())
+}
+
+/// What was installed on this disk, as far as its seed still says so. Only a hint: it comes from a disk that others have
+/// written to since, so that the file system's reader may even give up in a panic.
+pub fn installed(device: &Device) -> Result<Option<Installed>> {
+    let Some(place) = gpt::find_seed(device)? else { return Ok(None) };
+    // The documents were made before the binary, so that they lie at the start.
+    let len = (place.end - place.start).min(HEAD) as usize;
+    let mut head = Buffer::new(len);
+    device.read_at(&mut head, place.start)?;
+    let text = std::panic::catch_unwind(|| document(head.to_vec(), "deployed.json")).ok().flatten();
+    Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
+}
+
+fn document(head: Vec<u8>, name: &str) -> Option<Vec<u8>> {
+    let disk = fatfs::FileSystem::new(Cursor::new(head), fatfs::FsOptions::new()).ok()?;
+    let mut text = Vec::new();
+    disk.root_dir().open_file(name).ok()?.take(DOCUMENT_MAX).read_to_end(&mut text).ok()?;
+    Some(text)
 }
 
 fn make(image: &mut [u8], seed: &Seed, installed: &Installed, binary: &[u8]) -> std::io::Result<()> {
@@ -139,6 +163,25 @@ mod tests {
         assert!(read("network-config").is_err());
         assert_eq!(read("rackline").unwrap(), binary);
         assert_eq!(serde_json::from_slice::<Installed>(&read("deployed.json").unwrap()).unwrap(), installed);
+    }
+
+    #[test]
+    fn the_documents_are_found_at_the_start() {
+        let seed = Seed { user_data: "#".repeat(1 << 20), ..Seed::default() };
+        let installed = Installed {
+            machine: MachineId::generate(),
+            manifest: Digest::of(b"image"),
+            disk_serial: None,
+            disk_wwn: None,
+            disk_bytes: 1 << 30,
+        };
+        let binary = vec![7; 140 << 20];
+        let mut image = vec![0u8; size_for(binary.len() as u64) as usize];
+        make(&mut image, &seed, &installed, &binary).unwrap();
+        image.truncate(HEAD as usize);
+        let text = document(image, "deployed.json").unwrap();
+        assert_eq!(serde_json::from_slice::<Installed>(&text).unwrap(), installed);
+        assert_eq!(document(vec![0; 4096], "deployed.json"), None);
     }
 
     #[test]
