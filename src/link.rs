@@ -12,7 +12,7 @@
 //! | `POST /agent/v1/{machine}/report` | [`Report`] | 204 once it is on disk |
 //! | `GET /images/{manifest}/manifest` | – | the signed manifest, named by its digest |
 //! | `GET /images/{manifest}/data` | – | the chunk file, with range requests |
-//! | `POST /agent/v1/{machine}/swarm` | [`SwarmReport`] | [`SwarmPlan`]; repeated every [`SWARM_SECONDS`] while the machine fetches or serves |
+//! | `POST /agent/v1/{machine}/swarm` | [`SwarmReport`] | [`SwarmPlan`], or 204: keep the last one; repeated every [`SWARM_SECONDS`] while the machine fetches or serves |
 //!
 //! Each request after the hello has `Authorization: Bearer TOKEN`. Errors are `application/problem+json` ([`Problem`]).
 
@@ -184,6 +184,9 @@ pub struct SwarmReport {
     pub starved_ms: u32,
     /// It is about to leave this system: give nobody its address any more.
     pub leaving: bool,
+    /// From the last plan. An appliance that was started again puts everybody back where they were.
+    #[serde(default)]
+    pub seat: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -203,6 +206,8 @@ pub struct SwarmPlan {
     pub upload_limit: Option<u64>,
     /// Others still need this machine: it stays and serves.
     pub needed: bool,
+    /// Where it stands in its rack's line; for its next report.
+    pub seat: u64,
 }
 
 /// What came of an order.
