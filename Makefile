@@ -28,7 +28,8 @@ PACKAGES := \
 # What only the benchmarks need: the peers that they measure against.
 BENCH_PACKAGES := \
 	kea-dhcp4-server ethtool `: DHCP` \
-	nginx-light procps `: files over HTTP`
+	nginx-light procps `: files over HTTP` \
+	aria2 transmission-daemon transmission-cli udpcast python3-venv `: one image to many machines; libtorrent comes from PyPI, rqbit from crates.io`
 
 .PHONY: lab test fuzz bench build images setup fmt
 
