@@ -3,11 +3,25 @@
 //! A frame is the compressed form of one chunk. A [`Source`] brings frames in any order and from anywhere; whether they
 //! are right is for the receiver to say, who has the signed manifest.
 
+pub mod group;
+pub mod wire;
 mod backoff;
+mod crew;
+mod follow;
+mod holdings;
 mod http;
+mod keep;
+mod relay;
+mod serve;
+mod standing;
+mod throttle;
 
 pub use backoff::BackOff;
+pub use holdings::Holdings;
 pub use http::{HttpSource, Limits};
+pub use keep::{FileKeep, Keep, RamKeep};
+pub use relay::{Fallback, Relay, RelayLimits};
+pub use serve::{ServeLimits, Server};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;

@@ -18,7 +18,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("boot", &["httpd", "store", "template"]),
     ("bmc", &["ipmi"]),
     ("image", &[]),
-    ("swarm", &["image"]),
+    ("swarm", &["image", "link"]),
     ("handoff", &["image", "lifecycle", "link"]),
     ("agent", &["image", "ipmi", "link", "swarm"]),
     ("engine", &["bmc", "boot", "handoff", "image", "lifecycle", "link", "store", "template"]),
