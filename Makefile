@@ -29,6 +29,7 @@ PACKAGES := \
 BENCH_PACKAGES := \
 	kea-dhcp4-server ethtool `: DHCP` \
 	nginx-light procps `: files over HTTP` \
+	fio qemu-utils bmap-tools partclone `: an image to the disk` \
 	aria2 transmission-daemon transmission-cli udpcast python3-venv `: one image to many machines; libtorrent comes from PyPI, rqbit from crates.io`
 
 .PHONY: lab test fuzz bench build images setup fmt

@@ -19,6 +19,7 @@ mod progress;
 mod roots;
 mod tool;
 
+pub use deploy::write_image;
 pub use options::{Hooks, Options, RESIDENT_FILE, Token};
 pub use roots::Roots;
 

@@ -14,9 +14,12 @@ mod unpack;
 
 pub use seed::{INSTALLED_FILE, Installed};
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use journal::Journal;
 use layout::Layout;
 
 use super::block::Device;
@@ -26,8 +29,8 @@ use super::{Agent, blocking, inventory, tool};
 use crate::error::{Error, Result};
 use crate::image::{Manifest, PublicKey, SignedManifest};
 use crate::link::{Deploy, Deployed, Outcome, Report};
-use crate::machine::{Disk, TargetRule, select_target};
-use crate::swarm::{HttpSource, Limits};
+use crate::machine::{Digest, Disk, MachineId, TargetRule, select_target};
+use crate::swarm::{HttpSource, Limits, Source};
 
 /// Bytes that `dd` writes at most, where it is asked for as a yardstick.
 const DD_MAX: u64 = 512 << 20;
@@ -86,6 +89,29 @@ pub async fn deploy(agent: &Agent, number: u64, order: &Deploy, meter: &Meter) -
     })))
 }
 
+/// Only the write, for the benchmark: onto a disk that is zero where the image is. The bytes that were written.
+pub async fn write_image(disk: &Path, image: Arc<Manifest>, source: &dyn Source, journal: bool) -> Result<u64> {
+    let device = Arc::new(Device::claim(disk)?);
+    let layout = Layout::new(device.size(), image.disk_size, layout::MIB).ok_or_else(|| too_small(&disk.display()))?;
+    let binding = journal::Binding {
+        machine: MachineId::generate(),
+        image: Digest::of(&image.encode()?),
+        chunks: image.chunks.len() as u32,
+    };
+    let journal = match journal {
+        true => Some(Arc::new(Mutex::new(Journal::new(&device, layout.journal, &binding)?))),
+        false => None,
+    };
+    let meter = Meter::new(0);
+    let written = pipeline::write(&device, &image, &BTreeSet::new(), journal.as_ref(), source, &meter).await?;
+    Ok(written.written_bytes)
+}
+
+fn too_small(disk: &dyn std::fmt::Display) -> Error {
+    Error::conflict("disk.too-small", format!("{disk} is too small for image and seed"))
+        .hint("order an image for smaller disks, or fit a larger disk")
+}
+
 /// The image's manifest: signed by the key that this agent was started with, and the very one that was ordered.
 async fn signed_image(agent: &Agent, order: &Deploy) -> Result<Manifest> {
     let key: PublicKey = match &agent.options.key {
@@ -132,10 +158,7 @@ async fn choose(agent: &Agent, rule: &TargetRule, image: u64, seed: u64) -> Resu
             let what = format!("{} has sectors of {} bytes, the image is made for 512", disk.name, device.sector());
             return Err(Error::conflict("disk.sector-size", what).hint("format the disk to 512-byte sectors (512e)"));
         }
-        let layout = Layout::new(device.size(), image, seed).ok_or_else(|| {
-            Error::conflict("disk.too-small", format!("{} is too small for image and seed", disk.name))
-                .hint("order an image for smaller disks, or fit a larger disk")
-        })?;
+        let layout = Layout::new(device.size(), image, seed).ok_or_else(|| too_small(&disk.name))?;
         Ok((disk.clone(), Arc::new(device), layout))
     })
     .await

@@ -6,6 +6,8 @@
 [ -n "${RACKLINE_BENCH:-}" ] || exec env RACKLINE_BENCH=1 setsid -w "$0" "$@"
 { echo -15 >/proc/$$/autogroup; } 2>/dev/null || true
 
+. "$(dirname "${BASH_SOURCE[0]}")/figures.sh"
+
 NS=rackline-bench-$$
 SERVER_CORE=${SERVER_CORE:-0} CLIENT_CORE=${CLIENT_CORE:-1}
 # On a disk, not in memory: what is measured is how fast leases become durable.
@@ -46,17 +48,6 @@ stop() {
 
 # CPU milliseconds of the server so far: utime and stime of proc_pid_stat(5).
 cpu_ms() { awk -v hz="$(getconf CLK_TCK)" '{sub(/.*\) /, ""); print ($12 + $13) * 1000 / hz}' "/proc/$SERVER/stat"; }
-
-median() { sort -g | awk '{v[NR] = $1} END {print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2}'; }
-
-calc() { awk "BEGIN {printf \"%.${2:-2}f\", $1}"; }
-is() { awk "BEGIN {exit !($1)}"; }
-
-# Builds a benchmark target and prints where it is.
-built() {
-	cargo build --release --bench "$1" --message-format=json 2>/dev/null |
-		sed -n "s/.*\"executable\":\"\([^\"]*${1//-/_}[^\"]*\)\".*/\1/p" | tail -1
-}
 
 # The network boot services on s0, with the pool that the peers have too. Addresses are not probed before they are offered,
 # which Kea cannot do and dnsmasq is told not to; and strangers are not limited, since all clients here are.
