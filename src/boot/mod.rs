@@ -13,6 +13,7 @@ pub mod firmware;
 pub mod http;
 pub mod loader;
 pub mod monitor;
+pub mod neighbours;
 pub mod others;
 pub mod probe;
 pub mod script;
@@ -220,6 +221,7 @@ pub async fn serve(
     let loaders = Arc::new(Loaders::new(config, files, scripts, policy.clone(), known, learns)?);
     let dhcp = Arc::new(Mutex::new(Dhcp::new(config, leases, loaders.clone(), switches, policy.clone())));
     let monitor = Monitor::new(dhcp, config, counters.clone());
+    monitor.make_room(config);
 
     // All sockets first: where one cannot be opened, nothing has been answered yet.
     let (writer, writing) = Writer::start(db.clone(), committed);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::config::BootConfig;
 use super::count::{Counters, Silence};
 use super::dhcp::table::SCARCE;
 use super::dhcp::{Asked, Dhcp};
+use super::neighbours::{self, Neighbours};
 use super::others::{OtherServer, Others};
 use crate::error::{Error, Result};
 use crate::machine::MacAddr;
@@ -32,6 +34,7 @@ pub struct Monitor {
     pub(super) silences: Arc<Silences>,
     /// Why the configuration on disk is not the one in use.
     pub(super) refused: Arc<Mutex<Option<String>>>,
+    neighbours: Arc<Mutex<Neighbours>>,
 }
 
 /// The boot services at a glance.
@@ -40,6 +43,8 @@ pub struct Status {
     /// Why the configuration on disk is not the one in use; none: it is.
     pub refused: Option<String>,
     pub subnets: Vec<SubnetStatus>,
+    /// Whether the kernel can reach every machine of the pools at once.
+    pub neighbours: Neighbours,
     pub other_servers: Vec<OtherServer>,
     /// Latest first.
     pub unanswered: Vec<Unheard>,
@@ -71,7 +76,15 @@ impl Monitor {
         let others = Arc::<Others>::default();
         others.expect(&config.other_servers);
         let config = Arc::new(Mutex::new(config.clone()));
-        Self { dhcp, config, counters, others, silences: Arc::default(), refused: Arc::default() }
+        Self {
+            dhcp,
+            config,
+            counters,
+            others,
+            silences: Arc::default(),
+            refused: Arc::default(),
+            neighbours: Arc::default(),
+        }
     }
 
     pub fn status(&self) -> Status {
@@ -91,6 +104,7 @@ impl Monitor {
         };
         Status {
             subnets,
+            neighbours: self.neighbours.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             other_servers: self.others.list(),
             unanswered: self.silences.list(),
             counters: self.counters.snapshot().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
@@ -122,6 +136,7 @@ impl Monitor {
         loaders.reconfigure(new)?;
         self.dhcp.lock().unwrap_or_else(PoisonError::into_inner).reconfigure(new);
         self.others.expect(&new.other_servers);
+        self.make_room(new);
         current.clone_from(new);
         info!(
             subnets = new.subnets.len(),
@@ -129,6 +144,12 @@ impl Monitor {
             "the boot services go on with the new configuration"
         );
         Ok(true)
+    }
+
+    /// In the kernel's neighbour tables.
+    pub(super) fn make_room(&self, config: &BootConfig) {
+        let room = Neighbours::make_room(config, Path::new(neighbours::SYSCTL));
+        *self.neighbours.lock().unwrap_or_else(PoisonError::into_inner) = room;
     }
 
     /// For [`Status::refused`].

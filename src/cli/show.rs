@@ -207,6 +207,11 @@ pub fn boot_status(status: &Status) -> String {
         ]);
     }
     text += &pools.to_string();
+    for (table, command) in status.neighbours.tables.iter().filter_map(|t| Some((t, t.command.as_ref()?))) {
+        let (family, limit, needed) = (&table.family, table.limit, status.neighbours.needed);
+        text +=
+            &format!("\n\nthe kernel keeps {limit} {family} neighbours, and {needed} may be on the wire: {command}");
+    }
     if !status.other_servers.is_empty() {
         let mut others = table(&["OTHER DHCP SERVER", "MAC", "INTERFACE", "ANSWERS", "LAST"]);
         for o in &status.other_servers {
