@@ -219,6 +219,7 @@ pub async fn serve(
     let known = learnt::load(&db, loader::CARDS).await?;
     let (learns, learning) = mpsc::channel(learnt::WAITING);
     let loaders = Arc::new(Loaders::new(config, files, scripts, policy.clone(), known, learns)?);
+    loaders.serve_switches(switches.tftp_files());
     let dhcp = Arc::new(Mutex::new(Dhcp::new(config, leases, loaders.clone(), switches, policy.clone())));
     let monitor = Monitor::new(dhcp, config, counters.clone());
     monitor.make_room(config);

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -144,6 +145,11 @@ impl Monitor {
             "the boot services go on with the new configuration"
         );
         Ok(true)
+    }
+
+    /// For switches that fetch by TFTP.
+    pub fn serve_switches(&self, files: HashMap<String, Bytes>) {
+        self.dhcp.lock().unwrap_or_else(PoisonError::into_inner).loaders.serve_switches(files);
     }
 
     /// In the kernel's neighbour tables.

@@ -1,8 +1,8 @@
 //! The configuration while the appliance runs: a file that changes, or SIGHUP, is read, checked as a whole and taken over
 //! at once, or refused with the reason while the old one goes on.
 //!
-//! Subnets, reservations, options, rules of boot files, the list of expected machines and the names of switches are taken
-//! over. What holds sockets or keys stays until a restart, and is named when it differs.
+//! Subnets, reservations, options, rules of boot files, the list of expected machines and `[[switches]]` are taken over. What
+//! holds sockets or keys stays until a restart, and is named when it differs.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::boot::monitor::Monitor;
-use crate::boot::switch::Switches;
+use crate::boot::switch::{Listed, Switches};
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Kind, OrFail, Result};
@@ -90,12 +90,15 @@ impl Reload {
 
     async fn try_take_over(&mut self) -> Result<bool> {
         let new = Config::load(&self.path)?;
-        let changed = self.monitor.reconfigure(&new.boot)?;
+        // Both are looked at before either is taken over.
+        let listed = Listed::new(new.switches.clone(), &new.services, &new.boot)?;
+        let changed = self.monitor.reconfigure(&new.boot)? || said(&new) != said(&self.current);
+        self.switches.take_over(listed);
+        self.monitor.serve_switches(self.switches.tftp_files());
         super::serve::import(&self.engine, &new, &self.switches).await?;
         for (part, same) in [
             ("site", format!("{:?}", new.site) == format!("{:?}", self.current.site)),
             ("api", format!("{:?}", new.api) == format!("{:?}", self.current.api)),
-            ("switches", format!("{:?}", new.switches) == format!("{:?}", self.current.switches)),
             ("host", format!("{:?}", new.host) == format!("{:?}", self.current.host)),
         ] {
             if !same {
@@ -103,6 +106,13 @@ impl Reload {
             }
         }
         self.monitor.refused(None);
+        self.current.switches = new.switches;
+        self.current.services = new.services;
         Ok(changed)
     }
+}
+
+/// What a configuration says of switches.
+fn said(config: &Config) -> String {
+    format!("{:?} {:?}", config.switches, config.services)
 }

@@ -69,9 +69,7 @@ pub async fn run(args: Args) -> Result<()> {
     let engine = Engine::start(site, stop.clone()).await?;
     import(&engine, &config, &switches).await?;
 
-    let mut files = boot_files(&system, &initrd)?;
-    files.memory.extend(switches.tftp_files());
-    let files = Arc::new(files);
+    let files = Arc::new(boot_files(&system, &initrd)?);
     let policy: Arc<dyn boot::Policy> = Arc::new(engine.clone());
     let scripts = Arc::new(Scripts::new(&config.boot, &public.to_string())?);
     let services = boot::serve(&config.boot, files.clone(), scripts, switches.clone(), policy.clone(), db).await?;
@@ -211,9 +209,9 @@ pub async fn import(engine: &Engine, config: &Config, switches: &Switches) -> Re
 
 fn ports_by_machine(switches: &Switches) -> BTreeMap<String, Vec<SwitchPort>> {
     let mut by_machine: BTreeMap<String, Vec<SwitchPort>> = BTreeMap::new();
-    for (switch, port, machine) in switches.ports() {
-        let at = SwitchPort { switch: switch.name.to_string(), port: port.to_owned() };
-        by_machine.entry(machine.to_owned()).or_default().push(at);
+    for expected in switches.ports() {
+        let at = SwitchPort { switch: expected.switch.to_string(), port: expected.port };
+        by_machine.entry(expected.machine.to_string()).or_default().push(at);
     }
     by_machine
 }

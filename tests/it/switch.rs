@@ -208,11 +208,9 @@ async fn engine(config: &Config, dir: &Path, macs: bool, stop: CancellationToken
 
 async fn serve(config: Config, dir: PathBuf, stop: CancellationToken, ready: std::sync::mpsc::Sender<()>) {
     let (engine, switches) = engine(&config, &dir, true, stop.clone()).await;
-    let mut files = Files::default();
-    files.memory.extend(switches.tftp_files());
+    let files = Arc::new(Files::default());
     let (policy, db) = (Arc::new(engine.clone()), engine.db().clone());
     let scripts = Arc::new(Scripts::new(&config.boot, "00").unwrap());
-    let files = Arc::new(files);
     let handle = rackline::boot::serve(&config.boot, files, scripts, switches.clone(), policy, db).await.unwrap();
     let boot = Arc::new(handle.explainer(Arc::new(engine.clone())));
     let monitor = handle.monitor();

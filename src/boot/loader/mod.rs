@@ -8,6 +8,7 @@ pub mod http;
 pub mod learn;
 pub mod rules;
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -103,6 +104,8 @@ pub struct Loaders {
     policy: Arc<dyn Policy>,
     book: Mutex<Book>,
     learnt: tokio::sync::mpsc::Sender<Learnt>,
+    /// What switches fetch by TFTP, by name.
+    for_switches: RwLock<HashMap<String, Bytes>>,
 }
 
 impl Loaders {
@@ -121,6 +124,7 @@ impl Loaders {
             policy,
             book: Mutex::new(Book::new(CARDS, known.into_iter().map(|l| (l.mac, l.loader)))),
             learnt,
+            for_switches: RwLock::default(),
         })
     }
 
@@ -257,9 +261,17 @@ impl Loaders {
         self.policy.noted(mac, sentence);
     }
 
+    /// What TFTP sends to switches from now on, by name; a boot file of that name goes before.
+    pub fn serve_switches(&self, files: HashMap<String, Bytes>) {
+        *self.for_switches.write().unwrap_or_else(PoisonError::into_inner) = files;
+    }
+
     /// What TFTP sends under this name.
     pub fn file(self: &Arc<Self>, name: &str) -> Option<File> {
         if let Some(bytes) = self.files.memory.get(name) {
+            return Some(File::Ready(bytes.clone()));
+        }
+        if let Some(bytes) = self.for_switches.read().unwrap_or_else(PoisonError::into_inner).get(name) {
             return Some(File::Ready(bytes.clone()));
         }
         if name == GRUB_CONFIG {

@@ -43,7 +43,7 @@ async fn onie(State(switches): State<Arc<Switches>>, request: Request) -> Respon
         warn!(machine, serial, mac, "a switch in ONIE asked for its installer and is not in [[switches]]");
         return not_found();
     };
-    serve(&switches, name, INSTALLER, request).await
+    serve(&switches, name.as_str(), INSTALLER, request).await
 }
 
 async fn serve(switches: &Switches, name: &str, file: &str, request: Request) -> Response {

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ use tracing::{info, warn};
 use super::RelayPort;
 use super::config::BootConfig;
 use crate::error::{Error, Kind, OrFail, Result};
-use crate::machine::{MacAddr, Place, Serial};
+use crate::machine::{Hostname, MacAddr, Place, Serial};
 use config::{Services, Switch, Vendor};
 use document::Documents;
 use recognise::{Asking, Stage};
@@ -41,13 +41,19 @@ const SAY_AGAIN: i64 = 10 * 60_000;
 /// The switches of the site.
 #[derive(Default)]
 pub struct Switches {
+    listed: RwLock<Arc<Listed>>,
+    seen: Mutex<Seen>,
+}
+
+/// `[[switches]]`, and what is made of it.
+#[derive(Default)]
+pub struct Listed {
     list: Vec<Switch>,
     made: Vec<Made>,
     /// Where a switch in ONIE that is known by its serial number only finds its installer.
     onie_url: String,
     /// Our own addresses: who reads a document there is a person, not a switch.
     own: Vec<IpAddr>,
-    seen: Mutex<Seen>,
 }
 
 /// What a listed switch is given.
@@ -59,8 +65,8 @@ struct Made {
 
 #[derive(Default)]
 struct Seen {
-    /// By place in the list.
-    listed: HashMap<usize, Record>,
+    /// By name.
+    listed: HashMap<Hostname, Record>,
     unlisted: BTreeMap<MacAddr, Unlisted>,
 }
 
@@ -138,73 +144,82 @@ pub struct Located {
     pub expects: Option<String>,
 }
 
+/// A machine that the map expects on a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected {
+    pub switch: Hostname,
+    pub port: String,
+    pub machine: Hostname,
+}
+
 /// What lies behind a URL.
 pub enum File {
     Document(Bytes),
     Image(PathBuf),
 }
 
-impl Switches {
+impl Listed {
     /// Checks the list against itself and against the boot networks, and makes every document.
     pub fn new(list: Vec<Switch>, services: &Services, boot: &BootConfig) -> Result<Self> {
         config::check(&list, boot)?;
         let made = list.iter().map(|switch| Made::new(switch, services, boot)).collect::<Result<_>>()?;
         let onie_url = format!("{}/boot/onie", boot.url);
         let own = boot.interfaces.iter().map(|interface| interface.address.into()).collect();
-        Ok(Self { list, made, onie_url, own, seen: Mutex::default() })
+        Ok(Self { list, made, onie_url, own })
+    }
+
+    /// By serial number, else by MAC address.
+    fn find(&self, serial: Option<&Serial>, mac: MacAddr) -> Option<(&Switch, &Made)> {
+        let all = || self.list.iter().zip(&self.made);
+        let by_serial = |serial| all().find(|(switch, _)| switch.serial.as_ref() == Some(serial));
+        serial.and_then(by_serial).or_else(|| all().find(|(switch, _)| switch.mac == Some(mac)))
+    }
+
+    fn named(&self, name: &str) -> Option<(&Switch, &Made)> {
+        self.list.iter().zip(&self.made).find(|(switch, _)| switch.name.as_str() == name)
+    }
+}
+
+impl Switches {
+    pub fn new(list: Vec<Switch>, services: &Services, boot: &BootConfig) -> Result<Self> {
+        Ok(Self { listed: RwLock::new(Listed::new(list, services, boot)?.into()), seen: Mutex::default() })
+    }
+
+    /// Another list from now on; what its switches asked and fetched so far stays noted.
+    pub fn take_over(&self, listed: Listed) {
+        self.seen().unlisted.clear();
+        *self.listed.write().unwrap_or_else(PoisonError::into_inner) = listed.into();
+    }
+
+    fn listed(&self) -> Arc<Listed> {
+        self.listed.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether it is one of the list, as far as it says who it is.
     pub fn lists(&self, asking: &Asking, mac: MacAddr) -> bool {
-        self.find(asking.serial.as_ref(), mac).is_some()
+        self.listed().find(asking.serial.as_ref(), mac).is_some()
     }
 
     /// The options that lead a switch to what it asks for; none where it is not to have it. Noted and logged.
     pub fn answer(&self, asking: &Asking, mac: MacAddr) -> Vec<(u8, Vec<u8>)> {
-        let at = now();
-        let Some(index) = self.find(asking.serial.as_ref(), mac) else {
+        let (at, listed) = (now(), self.listed());
+        let Some((switch, made)) = listed.find(asking.serial.as_ref(), mac) else {
             // ONIE tells its serial number only when it fetches.
-            if asking.stage == Stage::Installer && self.list.iter().any(|s| s.installer.is_some() && s.mac.is_none()) {
-                return document::installer_options(&self.onie_url);
+            if asking.stage == Stage::Installer && listed.list.iter().any(|s| s.installer.is_some() && s.mac.is_none())
+            {
+                return document::installer_options(&listed.onie_url);
             }
             self.note_unlisted(asking, mac, at);
             return Vec::new();
         };
-        let options = self.options(index, asking);
-        self.note_asked(index, asking, mac, at, options.as_ref().err().cloned());
+        let options = options(switch, made, asking);
+        self.note_asked(switch, asking, mac, at, options.as_ref().err().cloned());
         options.unwrap_or_default()
     }
 
-    /// By serial number, else by MAC address.
-    fn find(&self, serial: Option<&Serial>, mac: MacAddr) -> Option<usize> {
-        let by_serial = |serial| self.list.iter().position(|switch| switch.serial.as_ref() == Some(serial));
-        serial.and_then(by_serial).or_else(|| self.list.iter().position(|switch| switch.mac == Some(mac)))
-    }
-
-    /// `Err`: why it gets nothing.
-    fn options(&self, index: usize, asking: &Asking) -> Result<Vec<(u8, Vec<u8>)>, String> {
-        let (Some(switch), Some(made)) = (self.list.get(index), self.made.get(index)) else { return Ok(Vec::new()) };
-        if let (Some(expected), Some(found)) = (&switch.serial, &asking.serial)
-            && expected != found
-        {
-            return Err(format!("{} has serial number {found} and is listed with {expected}", switch.name));
-        }
-        match asking.vendor {
-            Some(vendor) if vendor != switch.vendor => {
-                Err(format!("{} is listed with {}, and {asking} asked", switch.name, switch.vendor))
-            }
-            Some(_) => Ok(made.configuration.clone()),
-            None if made.installer.is_empty() => {
-                Err(format!("{} asks for an installer, and none is set for it in [[switches]]", switch.name))
-            }
-            None => Ok(made.installer.clone()),
-        }
-    }
-
-    fn note_asked(&self, index: usize, asking: &Asking, mac: MacAddr, at: i64, problem: Option<String>) {
-        let Some(switch) = self.list.get(index) else { return };
+    fn note_asked(&self, switch: &Switch, asking: &Asking, mac: MacAddr, at: i64, problem: Option<String>) {
         let mut seen = self.seen();
-        let record = seen.listed.entry(index).or_default();
+        let record = seen.listed.entry(switch.name.clone()).or_default();
         let news = record.asked.is_none_or(|last| at - last > SAY_AGAIN) || record.problem != problem;
         record.asked = Some(at);
         record.model = asking.model.clone().or(record.model.take());
@@ -243,28 +258,30 @@ impl Switches {
 
     /// A document or the installer of a switch; `None`: there is none of this name.
     pub fn file(&self, name: &str, file: &str) -> Option<File> {
-        let index = self.list.iter().position(|switch| switch.name.as_str() == name)?;
-        if file == INSTALLER {
-            return self.list.get(index)?.installer.clone().map(File::Image);
+        let listed = self.listed();
+        let (switch, made) = listed.named(name)?;
+        match file {
+            INSTALLER => switch.installer.clone().map(File::Image),
+            _ => made.documents.get(file).cloned().map(File::Document),
         }
-        self.made.get(index)?.documents.get(file).cloned().map(File::Document)
     }
 
     /// The name of the switch that ONIE's headers speak of.
-    pub fn name_of(&self, serial: Option<&Serial>, mac: Option<MacAddr>) -> Option<&str> {
+    pub fn name_of(&self, serial: Option<&Serial>, mac: Option<MacAddr>) -> Option<Hostname> {
         let none = MacAddr([0; 6]);
-        self.find(serial, mac.unwrap_or(none)).and_then(|index| self.list.get(index)).map(|s| s.name.as_str())
+        self.listed().find(serial, mac.unwrap_or(none)).map(|(switch, _)| switch.name.clone())
     }
 
     /// Takes note that a file went out to a switch.
     pub fn note_fetched(&self, name: &str, file: &str, by: Option<IpAddr>) {
-        if by.is_some_and(|by| by.is_loopback() || self.own.contains(&by)) {
+        let listed = self.listed();
+        if by.is_some_and(|by| by.is_loopback() || listed.own.contains(&by)) {
             return;
         }
-        let Some(index) = self.list.iter().position(|switch| switch.name.as_str() == name) else { return };
+        let Some((switch, _)) = listed.named(name) else { return };
         let at = now();
         let mut seen = self.seen();
-        let record = seen.listed.entry(index).or_default();
+        let record = seen.listed.entry(switch.name.clone()).or_default();
         match record.fetched.iter_mut().find(|fetched| fetched.file == file) {
             Some(fetched) => (fetched.at, fetched.by, fetched.times) = (at, by, fetched.times + 1),
             None => record.fetched.push(Fetched { file: file.to_owned(), at, by, times: 1 }),
@@ -274,10 +291,10 @@ impl Switches {
     }
 
     pub fn report(&self) -> Report {
-        let seen = self.seen();
-        let switches = self.list.iter().enumerate().map(|(index, switch)| {
+        let (seen, listed) = (self.seen(), self.listed());
+        let switches = listed.list.iter().map(|switch| {
             let none = Record::default();
-            let record = seen.listed.get(&index).unwrap_or(&none);
+            let record = seen.listed.get(&switch.name).unwrap_or(&none);
             let state = match (record.fetched.is_empty(), record.asked) {
                 (false, _) => State::Fetched,
                 (true, Some(_)) => State::Asked,
@@ -303,24 +320,34 @@ impl Switches {
 
     /// Where a request came through, if the map knows.
     pub fn locate(&self, relay: &RelayPort) -> Option<Located> {
-        let (switch, port) = port::locate(&self.list, relay)?;
+        let listed = self.listed();
+        let (switch, port) = port::locate(&listed.list, relay)?;
         let expects = switch.ports.get(port).map(|machine| machine.to_string());
         Some(Located { switch: switch.name.to_string(), port: port.to_owned(), expects })
     }
 
-    /// Every port of the map with the machine expected there.
-    pub fn ports(&self) -> impl Iterator<Item = (&Switch, &str, &str)> {
-        self.list
-            .iter()
-            .flat_map(|switch| switch.ports.iter().map(move |(port, m)| (switch, port.as_str(), m.as_str())))
+    /// Every port of the map, with the machine expected there.
+    pub fn ports(&self) -> Vec<Expected> {
+        let of = |switch: &Switch| {
+            let switch_name = switch.name.clone();
+            let expected = |(port, machine): (&String, &Hostname)| Expected {
+                switch: switch_name.clone(),
+                port: port.clone(),
+                machine: machine.clone(),
+            };
+            switch.ports.iter().map(expected).collect::<Vec<_>>()
+        };
+        self.listed().list.iter().flat_map(of).collect()
     }
 
     /// What must be on the TFTP server, by name.
-    pub fn tftp_files(&self) -> impl Iterator<Item = (String, Bytes)> {
-        self.list.iter().zip(&self.made).filter_map(|(switch, made)| {
+    pub fn tftp_files(&self) -> HashMap<String, Bytes> {
+        let listed = self.listed();
+        let file = |(switch, made): (&Switch, &Made)| {
             let (name, file) = document::tftp_name(switch)?;
             Some((name, made.documents.get(file)?.clone()))
-        })
+        };
+        listed.list.iter().zip(&listed.made).filter_map(file).collect()
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -351,6 +378,25 @@ impl Made {
     }
 }
 
+/// `Err`: why it gets nothing.
+fn options(switch: &Switch, made: &Made, asking: &Asking) -> Result<Vec<(u8, Vec<u8>)>, String> {
+    if let (Some(expected), Some(found)) = (&switch.serial, &asking.serial)
+        && expected != found
+    {
+        return Err(format!("{} has serial number {found} and is listed with {expected}", switch.name));
+    }
+    match asking.vendor {
+        Some(vendor) if vendor != switch.vendor => {
+            Err(format!("{} is listed with {}, and {asking} asked", switch.name, switch.vendor))
+        }
+        Some(_) => Ok(made.configuration.clone()),
+        None if made.installer.is_empty() => {
+            Err(format!("{} asks for an installer, and none is set for it in [[switches]]", switch.name))
+        }
+        None => Ok(made.installer.clone()),
+    }
+}
+
 fn now() -> i64 {
     jiff::Timestamp::now().as_millisecond()
 }
@@ -363,13 +409,18 @@ mod tests {
     const MAC: MacAddr = MacAddr([0x44, 0x38, 0x39, 0, 1, 2]);
     const OTHER: MacAddr = MacAddr([2, 0, 0, 0, 0, 9]);
 
-    fn switches(installer: bool) -> Switches {
+    /// With leases as long as NX-OS wants them.
+    fn long_leases() -> BootConfig {
         let mut boot = boot();
         boot.subnets.iter_mut().for_each(|subnet| subnet.lease_seconds = 3600);
+        boot
+    }
+
+    fn switches(installer: bool) -> Switches {
         let mut list = config::tests::sample();
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
         list.iter_mut().for_each(|switch| switch.installer = installer.then(|| path.clone()));
-        Switches::new(list, &Services::default(), &boot).unwrap()
+        Switches::new(list, &Services::default(), &long_leases()).unwrap()
     }
 
     fn asking(vendor: Option<Vendor>, serial: &str) -> Asking {
@@ -379,6 +430,25 @@ mod tests {
 
     fn codes(options: &[(u8, Vec<u8>)]) -> Vec<u8> {
         options.iter().map(|(code, _)| *code).collect()
+    }
+
+    #[test]
+    fn another_list_takes_effect_and_what_was_noted_stays() {
+        let all = switches(true);
+        all.answer(&asking(Some(Vendor::Cumulus), ""), MAC);
+        all.answer(&asking(Some(Vendor::Cumulus), ""), OTHER);
+        assert_eq!(all.report().unlisted.len(), 1);
+        let mut list = config::tests::sample();
+        list.retain(|switch| switch.vendor != Vendor::Arista);
+        list.iter_mut().for_each(|switch| switch.installer = None);
+        list.iter_mut().filter(|s| s.vendor == Vendor::NxOs).for_each(|s| s.name = "z-tor9".parse().unwrap());
+        all.take_over(Listed::new(list, &Services::default(), &long_leases()).unwrap());
+        let report = all.report();
+        let cumulus = report.switches.iter().find(|s| s.name == "c-tor2").unwrap();
+        assert_eq!((cumulus.state, cumulus.mac), (State::Asked, Some(MAC)));
+        assert!(report.unlisted.is_empty() && !report.switches.iter().any(|s| s.name == "c-tor1"));
+        assert!(all.file("c-tor1", "startup-config").is_none());
+        assert_eq!(all.tftp_files().keys().collect::<Vec<_>>(), ["z-tor9.poap.py"]);
     }
 
     #[test]
@@ -392,7 +462,7 @@ mod tests {
         let nexus = all.answer(&asking(Some(Vendor::NxOs), "FDO21120U8N"), OTHER);
         let expected = [(66, b"10.77.0.1".to_vec()), (67, b"e-tor1.poap.py".to_vec()), (150, vec![10, 77, 0, 1])];
         assert_eq!(nexus, expected);
-        assert!(all.tftp_files().any(|(name, script)| name == "e-tor1.poap.py" && script.starts_with(b"#!")));
+        assert!(all.tftp_files()["e-tor1.poap.py"].starts_with(b"#!"));
         assert_eq!(codes(&all.answer(&asking(Some(Vendor::Sonic), "MT1607X11210"), OTHER)), [67]);
         assert_eq!(codes(&all.answer(&asking(Some(Vendor::IosXe), "FCW2129L0PQ"), OTHER)), [67]);
         assert!(all.report().switches.iter().all(|s| s.state == State::Asked && s.problem.is_none()));
@@ -440,9 +510,12 @@ mod tests {
         let all = switches(true);
         let options = all.answer(&asking(None, ""), OTHER);
         assert_eq!(options[0], (114, b"http://10.77.0.1/boot/onie".to_vec()));
-        assert_eq!(all.name_of(Serial::parse("JPE12221671").as_ref(), Some(OTHER)), Some("c-tor1"));
-        assert_eq!(all.name_of(None, Some(MAC)), Some("c-tor2"));
-        assert_eq!(all.name_of(None, None), None);
+        let name_of = |serial: &str, mac| {
+            all.name_of(Serial::parse(serial).as_ref(), mac).map_or(String::new(), |name| name.to_string())
+        };
+        assert_eq!(name_of("JPE12221671", Some(OTHER)), "c-tor1");
+        assert_eq!(name_of("", Some(MAC)), "c-tor2");
+        assert_eq!(name_of("", None), "");
         assert!(matches!(all.file("c-tor1", "installer"), Some(File::Image(_))));
         assert!(all.file("c-tor1", "ztp.sh").is_none() && all.file("c-tor9", "startup-config").is_none());
     }
