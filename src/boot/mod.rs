@@ -37,7 +37,7 @@ use tracing::{error, info};
 use crate::error::{Error, Result};
 use crate::machine::{ClientArch, MacAddr, MachineId, Role};
 use crate::store::Db;
-use crate::store::lease::{self, Writer};
+use crate::store::lease::Writer;
 use crate::store::loader as learnt;
 use advertise::Advertiser;
 use config::BootConfig;
@@ -214,7 +214,7 @@ pub async fn serve(
 ) -> Result<Handle> {
     config.check()?;
     let counters = Arc::new(Counters::default());
-    let leases = lease::load(&db).await?;
+    let (writer, leases, writing) = Writer::open(db.folder(), committed)?;
     info!(leases = leases.len(), subnets = config.subnets.len(), "network boot starts");
     let known = learnt::load(&db, loader::CARDS).await?;
     let (learns, learning) = mpsc::channel(learnt::WAITING);
@@ -225,7 +225,6 @@ pub async fn serve(
     monitor.make_room(config);
 
     // All sockets first: where one cannot be opened, nothing has been answered yet.
-    let (writer, writing) = Writer::start(db.clone(), committed);
     let (mut servers, mut probers, mut watches) = (Vec::new(), Vec::new(), Vec::new());
     let (mut advertisers, mut tftp) = (Vec::new(), Vec::new());
     for interface in &config.interfaces {

@@ -1,9 +1,10 @@
-//! What must survive a power cut: events, machine states, the outbox, leases, sealed secrets.
+//! What must survive a power cut: events, machine states, the outbox, sealed secrets, and beside the database leases.
 //!
 //! SQLite is built in and needs no set-up: write-ahead log, and `synchronous = FULL`, so that what was committed is on
 //! the disk. Writers go through [`Db::write`], which takes the write lock at the start: a transaction that reads first and
 //! writes later would otherwise fail with "database is locked" as soon as another one writes in between.
 
+mod journal;
 pub mod lease;
 pub mod loader;
 pub mod machines;
@@ -22,6 +23,7 @@ use crate::error::{Error, Kind, OrFail, Result};
 
 #[derive(Clone)]
 pub struct Db {
+    folder: Arc<Path>,
     pool: AnyPool,
     checkpoints: Arc<Checkpoints>,
 }
@@ -31,10 +33,10 @@ impl Db {
     pub async fn open(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir)
             .or_fail(Kind::Config, "store.open", || format!("cannot make the state directory {}", dir.display()))?;
-        Self::connect(&format!("sqlite://{}?mode=rwc", dir.join("rackline.db").display())).await
+        Self::connect(dir, &format!("sqlite://{}?mode=rwc", dir.join("rackline.db").display())).await
     }
 
-    async fn connect(url: &str) -> Result<Self> {
+    async fn connect(folder: &Path, url: &str) -> Result<Self> {
         sqlx::any::install_default_drivers();
         let fail = || format!("cannot open the database {url}");
         let options: AnyConnectOptions = url.parse().or_fail(Kind::Config, "store.open", fail)?;
@@ -65,7 +67,12 @@ impl Db {
             other => Error::config("store.migrate", "the database schema cannot be brought up to date").because(other),
         })?;
         let checkpoints = Arc::new(Checkpoints::start(pool.clone()));
-        Ok(Self { pool, checkpoints })
+        Ok(Self { folder: folder.into(), pool, checkpoints })
+    }
+
+    /// The state directory, for what is kept beside the database.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// For reading; each statement sees the last committed state.

@@ -297,8 +297,7 @@ pub fn show(handle: &Handle) {
 }
 
 pub fn leases(net: &Net) -> Vec<Lease> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { lease::load(&Db::open(&net.path("state")).await.unwrap()).await.unwrap() })
+    lease::read(&net.path("state")).unwrap()
 }
 
 pub const CONFIG: &str = r#"
