@@ -18,6 +18,8 @@ PACKAGES := \
 	mmdebstrap `: root file systems from Debian packages` \
 	grub-pc-bin grub-efi-amd64-bin grub-common `: boot loaders of the images` \
 	fdisk dosfstools mtools e2fsprogs `: partitions and file systems inside image files` \
+	qemu-utils xz-utils mount `: disk images of other makers` \
+	xfsprogs `: one of those with XFS, for the tests` \
 	zstd cpio kmod busybox-static `: the RAM system of the agent` \
 	iproute2 `: network namespaces` \
 	isc-dhcp-client dhcpcd-base systemd tftp-hpa atftp curl `: real clients for the tests` \

@@ -1,4 +1,4 @@
-//! `rackline image …`: build by recipe, list.
+//! `rackline image …`: build by recipe, list; the other subcommands have files of their own.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::show;
+use super::{import, show};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::image::recipe::{self, Recipe, Shape};
 use crate::image::{Built, Cache, Catalogue, Options, Progress, Step, build};
@@ -48,6 +48,10 @@ enum Command {
         #[arg(long)]
         refresh: bool,
     },
+    /// Take in an image that others built: a disk image (raw, qcow2, VMDK, VHDX, VHD; raw also as .zst, .gz, .xz).
+    Import(import::Args),
+    /// Say what may go wrong with an image on our machines.
+    Lint(import::LintArgs),
     /// The images that machines can be deployed with.
     List,
 }
@@ -57,22 +61,29 @@ pub async fn run(args: Args) -> Result<()> {
     let json = args.json;
     match args.command {
         Command::List => list(&cache, json),
+        Command::Import(args) => import::run(cache, args, json).await,
+        Command::Lint(args) => import::lint(&cache, args, json).await,
         Command::Build { names, all, recipes, mirror, refresh } => {
             let names = if all { buildable(&recipes)? } else { names };
-            let stop = Arc::new(AtomicBool::new(false));
-            let watched = stop.clone();
-            let work = tokio::task::spawn_blocking(move || {
-                build_all(&cache, &recipes, &names, mirror.as_deref(), refresh, &watched)
-            });
-            // The build looks at the flag between its steps and takes its tools down with it.
-            tokio::spawn(async move {
-                if tokio::signal::ctrl_c().await.is_ok() {
-                    stop.store(true, Ordering::Relaxed);
-                }
-            });
-            work.await.or_fail(Kind::Internal, "image.build", || "the build was cut short")?
+            until_stopped(move |stop| build_all(&cache, &recipes, &names, mirror.as_deref(), refresh, stop)).await
         }
     }
+}
+
+/// Runs long work beside the runtime. Ctrl-C raises the flag: the work looks at it between its steps, takes its tools
+/// down with it and cleans up.
+pub async fn until_stopped<T: Send + 'static>(
+    work: impl FnOnce(&AtomicBool) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let watched = stop.clone();
+    let work = tokio::task::spawn_blocking(move || work(&watched));
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            stop.store(true, Ordering::Relaxed);
+        }
+    });
+    work.await.or_fail(Kind::Internal, "image.work", || "the work was cut short")?
 }
 
 fn buildable(recipes: &Path) -> Result<Vec<String>> {
@@ -116,34 +127,43 @@ fn build_all(
     Ok(())
 }
 
-/// A line that changes on a terminal, a line for each step elsewhere.
-struct Shown<'a> {
-    bar: ProgressBar,
+/// On a terminal a line that changes, with bytes, rate and the time that is left; elsewhere a line for each step.
+pub struct Shown<'a> {
+    pub bar: ProgressBar,
     last: Mutex<String>,
     stop: &'a AtomicBool,
 }
 
 impl<'a> Shown<'a> {
-    fn new(stop: &'a AtomicBool) -> Self {
+    pub fn new(stop: &'a AtomicBool) -> Self {
         let bar = ProgressBar::new_spinner();
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
-            bar.set_style(style);
-        }
         bar.enable_steady_tick(Duration::from_millis(200));
         Self { bar, last: Mutex::default(), stop }
     }
 }
 
+const WAITING: &str = "{spinner} {msg} {elapsed}";
+const COUNTING: &str = "{spinner} {msg} [{bar:30}] {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
+
 impl Progress for Shown<'_> {
     fn step(&self, step: &Step) {
-        let share = (step.done * 100).checked_div(step.total).map_or(String::new(), |p| format!(" {p} %"));
         let line = format!("{}: {}", step.image, step.what);
-        self.bar.set_message(format!("{line}{share}"));
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if *last != line && !std::io::stderr().is_terminal() {
-            eprintln!("{line}");
+        if *last != line {
+            if !std::io::stderr().is_terminal() {
+                eprintln!("{line}");
+            }
+            if let Ok(style) = ProgressStyle::with_template(if step.total == 0 { WAITING } else { COUNTING }) {
+                self.bar.set_style(style.progress_chars("=> "));
+            }
+            self.bar.reset();
+            self.bar.set_message(line.clone());
+            *last = line;
         }
-        *last = line;
+        if step.total > 0 {
+            self.bar.set_length(step.total);
+            self.bar.set_position(step.done);
+        }
     }
 
     fn stopped(&self) -> bool {

@@ -4,7 +4,9 @@ mod agent;
 mod boot;
 mod reload;
 mod remote;
+mod fleet;
 mod image;
+mod import;
 mod machine;
 mod serve;
 mod show;
@@ -35,7 +37,7 @@ enum Command {
     Boot(boot::Args),
     /// See switches and what they fetched.
     Switch(switch::Args),
-    /// Build images by recipe, and list them.
+    /// Build, import and check images.
     Image(image::Args),
     /// A virtual rack on this machine.
     #[command(subcommand)]

@@ -1,26 +1,23 @@
 //! From a recipe to something that can be served: layers beneath it first, each built once, then the result.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::BufWriter;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::cache::Cache;
-use super::catalogue::{Catalogue, DATA, Entry, MANIFEST};
-use super::chunk::{PackOptions, Packed, pack};
+use super::catalogue::{Catalogue, Entry};
 use super::disk::{self, Kernel};
-use super::manifest::{Boot, DEFAULT_CHUNK_SIZE, Manifest, SignedManifest};
+use super::manifest::Boot;
+use super::publish::{Draft, publish};
 use super::ram::{self, RamSystem};
 use super::recipe::{Recipe, Shape};
 use super::root::{self, Sources};
 use super::sign::SigningKey;
 use super::tool::{Progress, Tools};
-use crate::error::{Error, Kind, OrFail, Result};
+use crate::error::{Error, Result};
 use crate::machine::Firmware;
 
-/// zstd level of the data file.
-const LEVEL: i32 = 9;
 const ARCH: &str = "amd64";
 const RECIPE_LABEL: &str = "recipe";
 
@@ -148,50 +145,19 @@ impl Builder<'_> {
         let raw = work.join("disk.raw");
         let size = disk::assemble(tools, root, &raw, &recipe.disk, recipe.key, epoch, work)?;
 
-        let out = work.join("out");
-        let failed = |e| super::disk_full(e, "writing the image");
-        fs::create_dir(&out).map_err(failed)?;
-        let packed = self.pack(tools, &raw, size, &out.join(DATA))?;
-        let content: blake3::Hasher = packed.chunks.iter().fold(blake3::Hasher::new(), |mut hasher, chunk| {
-            hasher.update(&chunk.disk_offset.to_le_bytes()).update(&chunk.raw.0);
-            hasher
-        });
-        let release = format!("{}-{}", date(epoch)?, &content.finalize().to_hex()[..8]);
-        let manifest = manifest(recipe, &kernel, release, installed.len(), packed);
-        let signed = SignedManifest::sign(&manifest, self.options.key)?;
-        fs::write(out.join(MANIFEST), signed.encode()).map_err(failed)?;
-
-        let entry = Entry::open(&out, &[self.options.key.public()])?;
-        entry.verify(&|done| tools.steps("verifying the image", done, size))?;
-        let target = self.options.cache.folder("images")?.join(entry.name());
-        self.options.cache.publish(&out, &target)?;
-        Entry::open(&target, &[self.options.key.public()]).map(|e| Built::Disk(Box::new(e)))
-    }
-
-    fn pack(&self, tools: &Tools, raw: &Path, size: u64, data: &Path) -> Result<Packed> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let options = PackOptions { chunk_size: DEFAULT_CHUNK_SIZE, level: LEVEL, threads };
-        let source = File::open(raw).or_fail(Kind::Internal, "image.source", || "cannot read the raw disk")?;
-        let file = File::create(data).map_err(|e| super::disk_full(e, "writing the image"))?;
-        let packed =
-            pack(source, size, BufWriter::new(&file), options, &|done| tools.steps("compressing", done, size))?;
-        file.sync_all().map_err(|e| super::disk_full(e, "writing the image"))?;
-        tools.check_stopped()?;
-        Ok(packed)
+        let draft = draft(recipe, &kernel, epoch, installed.len());
+        let entry = publish(tools, self.options.cache, self.options.key, &raw, size, draft, work)?;
+        Ok(Built::Disk(Box::new(entry)))
     }
 }
 
-fn manifest(recipe: &Recipe, kernel: &Kernel, release: String, packages: usize, packed: Packed) -> Manifest {
-    Manifest {
+fn draft(recipe: &Recipe, kernel: &Kernel, epoch: u64, packages: usize) -> Draft {
+    Draft {
         name: recipe.name.clone(),
-        release,
+        epoch,
         arch: ARCH.into(),
         roles: recipe.roles.clone(),
         firmware: vec![Firmware::Bios, Firmware::Uefi],
-        disk_size: packed.disk_size,
-        chunk_size: packed.chunk_size,
-        used_bytes: packed.used_bytes,
-        data_size: packed.data_size,
         boot: Boot {
             root_label: disk::ROOT_LABEL.into(),
             release: kernel.release.clone(),
@@ -205,14 +171,5 @@ fn manifest(recipe: &Recipe, kernel: &Kernel, release: String, packages: usize, 
             ("packages".into(), packages.to_string()),
             (RECIPE_LABEL.into(), recipe.key.to_string()),
         ]),
-        chunks: packed.chunks,
     }
-}
-
-/// `20261121`.
-fn date(epoch: u64) -> Result<String> {
-    let seconds = i64::try_from(epoch).unwrap_or(i64::MAX);
-    let when = jiff::Timestamp::from_second(seconds)
-        .or_fail(Kind::Input, "image.epoch", || format!("{epoch} is not a date"))?;
-    Ok(when.strftime("%Y%m%d").to_string())
 }

@@ -1,8 +1,9 @@
 //! Images: the chunked and signed format, the recipes they are built from, the build itself and the catalogue.
 //!
 //! [`manifest`], [`chunk`] and [`sign`] are the format and what the agent needs of it; the others run on the appliance.
-//! A build goes [`recipe`] → [`root`] (packages in a directory) → [`disk`] (a raw disk) → [`chunk`] (compressed) →
-//! [`catalogue`]; the agent's own system goes [`recipe`] → [`ram`].
+//! A build goes [`recipe`] → [`root`] (packages in a directory) → [`disk`] (a raw disk) → [`publish`] (compressed, signed) →
+//! [`catalogue`]; what others built goes [`import`] → [`inspect`] → [`publish`]; the agent's own system goes [`recipe`] →
+//! [`ram`].
 
 pub mod chunk;
 pub mod manifest;
@@ -10,7 +11,11 @@ pub mod sign;
 pub mod cache;
 pub mod catalogue;
 pub mod recipe;
+pub mod inspect;
+pub mod publish;
 pub mod build;
+pub mod lint;
+pub mod import;
 pub mod ram;
 pub mod tool;
 mod cpio;

@@ -88,12 +88,35 @@ impl<'a> Tools<'a> {
             .stderr(output()?)
             .spawn()
             .map_err(|e| missing(&name, package, e))?;
-        let status = self.wait(&name, &mut child)?;
+        let status = self.wait(&name, &mut child, &|| ())?;
         match status.success() {
             true => Ok(()),
             // setpriv's word for a program that is not there.
             false if status.code() == Some(127) => Err(missing(&name, package, io::ErrorKind::NotFound.into())),
             false => Err(self.failure(&name, status, begin)),
+        }
+    }
+
+    /// Runs a tool whose exit status and standard output are looked at by the caller: `out` takes the output, and `watch`
+    /// is called every now and then meanwhile. What it says on standard error goes to the log; its end is returned.
+    pub fn watched(
+        &self,
+        package: &str,
+        command: &mut Command,
+        out: &Path,
+        watch: &dyn Fn(),
+    ) -> Result<(ExitStatus, String)> {
+        let name = name_of(command);
+        let failed = || format!("cannot write the log {}", self.log.display());
+        let mut log = OpenOptions::new().append(true).open(&self.log).or_fail(Kind::Config, "image.log", failed)?;
+        let _ = writeln!(log, "+ {command:?}");
+        let begin = log.seek(SeekFrom::End(0)).unwrap_or(0);
+        let out = File::create(out).map_err(|e| super::disk_full(e, &name))?;
+        let child = tied(command).stdin(Stdio::null()).stdout(out).stderr(log).spawn();
+        let status = self.wait(&name, &mut child.map_err(|e| missing(&name, package, e))?, watch)?;
+        match status.code() {
+            Some(127) => Err(missing(&name, package, io::ErrorKind::NotFound.into())),
+            _ => Ok((status, tail(&self.log, begin).unwrap_or_default())),
         }
     }
 
@@ -109,7 +132,7 @@ impl<'a> Tools<'a> {
         String::from_utf8(stdout).or_fail(Kind::Internal, "image.tool", || format!("{name} did not print text"))
     }
 
-    fn wait(&self, name: &str, child: &mut Child) -> Result<ExitStatus> {
+    fn wait(&self, name: &str, child: &mut Child, watch: &dyn Fn()) -> Result<ExitStatus> {
         let begin = Instant::now();
         let mut pause = Duration::from_millis(1);
         loop {
@@ -125,6 +148,7 @@ impl<'a> Tools<'a> {
                 let _ = child.wait();
                 return Err(e);
             }
+            watch();
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(50));
         }

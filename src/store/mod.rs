@@ -36,6 +36,17 @@ impl Db {
         Self::connect(dir, &format!("sqlite://{}?mode=rwc", dir.join("rackline.db").display())).await
     }
 
+    /// Opens the database of an appliance that may be running, for looking only: nothing is made, and the schema stays.
+    pub async fn open_to_read(dir: &Path) -> Result<Self> {
+        sqlx::any::install_default_drivers();
+        let url = format!("sqlite://{}?mode=ro", dir.join("rackline.db").display());
+        let fail = || format!("cannot read the database {url}");
+        let options: AnyConnectOptions = url.parse().or_fail(Kind::Config, "store.open", fail)?;
+        let pool = AnyPoolOptions::new().max_connections(1).acquire_timeout(Duration::from_secs(10));
+        let pool = pool.connect_with(options).await.or_fail(Kind::Config, "store.open", fail)?;
+        Ok(Self { folder: dir.into(), checkpoints: Arc::new(Checkpoints::start(pool.clone())), pool })
+    }
+
     async fn connect(folder: &Path, url: &str) -> Result<Self> {
         sqlx::any::install_default_drivers();
         let fail = || format!("cannot open the database {url}");
