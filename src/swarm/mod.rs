@@ -4,6 +4,7 @@
 //! are right is for the receiver to say, who has the signed manifest.
 
 pub mod group;
+pub mod plan;
 pub mod wire;
 mod backoff;
 mod crew;
