@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::io::Cursor;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -34,6 +35,9 @@ const MAX_LINES: usize = 100;
 /// that is closed with unread bytes in it is reset, and the client may lose the answer with it (RFC 9112 section 9.6).
 const LINGER: std::time::Duration = std::time::Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
+
+/// Files from this size on are sent in turn, in bytes: kernels and RAM systems, not boot loaders and scripts.
+const LARGE: u64 = 1 << 20;
 
 pub struct Connection {
     stream: TcpStream,
@@ -81,7 +85,7 @@ impl Connection {
             let Some(path) = (self.shared.find)(&head.path) else { return self.route().await };
             let going_on = head.keeps_alive() && !self.shared.stop.is_cancelled();
             let answer = answer(&head.method, &head.headers, &path);
-            match self.send(answer, going_on.then_some(head.modern)).await {
+            match self.send(answer, going_on.then_some(head.modern), head.is_patient()).await {
                 Ok(event) => self.shared.counters.add(event, Some(self.peer)),
                 Err(fault) => return self.shared.counters.add(fault.into(), Some(self.peer)),
             }
@@ -134,8 +138,9 @@ impl Connection {
         }
     }
 
-    /// An answer, and whether the client may go on, with the version it speaks; `None` ends the connection.
-    async fn send(&self, answer: Answer, going_on: Option<bool>) -> Result<Event, Fault> {
+    /// An answer, and whether the client may go on, with the version it speaks; `None` ends the connection. Who is `patient`
+    /// may be left waiting for a file.
+    async fn send(&self, answer: Answer, going_on: Option<bool>, patient: bool) -> Result<Event, Fault> {
         let connection = match going_on {
             Some(true) => None,
             Some(false) => Some("keep-alive"),
@@ -151,8 +156,30 @@ impl Connection {
                 sender.bytes(&head, false).await.map(|()| Event::Answered)
             }
             Body::File { file, first, length } => {
-                sender.bytes(&head, true).await?;
-                sender.file(file, first, length).await.map(|()| Event::Sent)
+                let queued = patient && length >= LARGE;
+                sender.bytes(&head, !queued).await?;
+                let sending = sender.file(file, first, length);
+                if queued { self.in_turn(sending).await } else { sending.await }.map(|()| Event::Sent)
+            }
+        }
+    }
+
+    /// Not more than [`Limits::downloads`](super::Limits) at once, each wait with an end.
+    async fn in_turn(&self, sending: impl Future<Output = Result<(), Fault>>) -> Result<(), Fault> {
+        let shared = &self.shared;
+        let place = match shared.places.try_acquire() {
+            Ok(place) => Some(place),
+            Err(_) => {
+                shared.counters.add(Event::Queued, Some(self.peer));
+                timeout(shared.limits.queue, shared.places.acquire()).await.ok().and_then(Result::ok)
+            }
+        };
+        let mut sending = pin!(sending);
+        match timeout(shared.limits.place, &mut sending).await {
+            Ok(sent) => sent,
+            Err(_) => {
+                drop(place);
+                sending.await
             }
         }
     }
@@ -164,7 +191,7 @@ impl Connection {
             End::Refused(event, status, text) => {
                 self.shared.counters.add(event, Some(self.peer));
                 let answer = Answer::text(&Method::GET, status, text);
-                if self.send(answer, None).await.is_ok() {
+                if self.send(answer, None, false).await.is_ok() {
                     self.linger().await;
                 }
             }
@@ -233,6 +260,11 @@ async fn routed(shared: Arc<Shared>, peer: SocketAddr, request: Request<Incoming
 }
 
 impl Head {
+    /// iPXE waits for a file as long as the connection lives; UEFI's and GRUB's own clients give up after some seconds.
+    fn is_patient(&self) -> bool {
+        self.headers.get(header::USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"iPXE/"))
+    }
+
     /// Whether another request may follow (RFC 9112 section 9.3). One with content ends the connection: a request for a file
     /// has no use for it, so it is not read, and then nobody knows where the next one begins.
     fn keeps_alive(&self) -> bool {

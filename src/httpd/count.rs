@@ -63,6 +63,8 @@ events! {
     ClientBusy = "http-client-busy", "a client has too many connections; more get status 503";
     /// A file was cut short or could not be read while it was sent.
     FileFailed = "http-file-failed", "a file changed or failed while it was sent";
+    /// A machine waits until others have their kernel or RAM system.
+    Queued = "http-file-queued";
     /// The kernel did not hand over a connection.
     AcceptFailed = "http-accept-failed", "a connection could not be taken";
 }

@@ -9,6 +9,7 @@ use axum::Router;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use rustix::net::{SendFlags, sockopt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -39,6 +40,13 @@ pub struct Limits {
     pub write: Duration,
     /// Until the router has an answer; agents' questions are held open for about a minute.
     pub router: Duration,
+    /// Kernels and RAM systems that iPXE is sent at once. A hall that is powered on asks for thousands: one after another they
+    /// get there as fast as all together, the first machines much sooner, and the kernel holds less of them in its buffers.
+    pub downloads: usize,
+    /// From an answer's head until its file begins, whoever is before it. iPXE itself would wait for ever.
+    pub queue: Duration,
+    /// After this the next one may begin too: a machine at the end of a bad cable holds up nobody.
+    pub place: Duration,
 }
 
 impl Default for Limits {
@@ -51,6 +59,9 @@ impl Default for Limits {
             idle: Duration::from_secs(60),
             write: Duration::from_secs(60),
             router: Duration::from_secs(600),
+            downloads: 256,
+            queue: Duration::from_secs(120),
+            place: Duration::from_secs(20),
         }
     }
 }
@@ -62,6 +73,8 @@ pub struct Shared {
     pub limits: Limits,
     pub counters: Arc<Counters>,
     pub stop: CancellationToken,
+    /// [`Limits::downloads`].
+    pub places: Semaphore,
 }
 
 pub struct Server {
@@ -78,8 +91,9 @@ impl Server {
         counters: Arc<Counters>,
         stop: CancellationToken,
     ) -> Self {
+        let places = Semaphore::new(limits.downloads);
         Self {
-            shared: Arc::new(Shared { find: Box::new(find), router, limits, counters, stop }),
+            shared: Arc::new(Shared { find: Box::new(find), router, limits, counters, stop, places }),
             clients: Arc::default(),
         }
     }

@@ -307,6 +307,32 @@ fn the_server_and_the_router_give_the_same_answers() {
 }
 
 #[test]
+fn ipxe_waits_for_its_turn_and_nobody_waits_for_ever() {
+    const PLACE: Duration = Duration::from_secs(2);
+    let a = Appliance::start(Limits { downloads: 1, place: PLACE, ..Limits::default() });
+    let kernel = |agent: &str| format!("GET /boot/files/vmlinuz HTTP/1.1\r\nHost: a\r\nUser-Agent: {agent}\r\n\r\n");
+    let start = Instant::now();
+    // It asks and takes nothing, so it has the only place until that is taken from it.
+    let mut slow = a.client();
+    slow.say(kernel("iPXE/1.21.1"));
+    let mut next = a.client();
+    a.until(Event::Connection, 1);
+    std::thread::sleep(Duration::from_millis(200));
+    next.say(kernel("iPXE/1.21.1"));
+    a.until(Event::Queued, 1);
+    assert!(
+        a.client().say(kernel("UefiHttpBoot/1.0")).hear().body == a.content,
+        "firmware that gives up soon is not kept"
+    );
+    let small = "GET /boot/files/snponly.efi HTTP/1.1\r\nHost: a\r\nUser-Agent: iPXE/1.21.1\r\n\r\n";
+    assert_eq!(a.client().say(small).hear().body, b"MZ");
+    assert_eq!(a.counters.get(Event::Sent), 2);
+    assert!(next.hear().body == a.content);
+    assert!(start.elapsed() >= PLACE && a.counters.get(Event::Queued) == 1);
+    assert!(slow.hear().body == a.content, "it goes on beside the others");
+}
+
+#[test]
 fn many_requests_in_one_packet_are_answered_in_their_order() {
     let a = Appliance::start(Limits::default());
     let mut client = a.client();
