@@ -21,7 +21,7 @@ use crate::image::{Chunk, Manifest};
 use crate::machine::Digest;
 
 /// Frames that are there in part: those under way, and those that a lost connection left.
-const ARRIVING_MAX: usize = 16;
+const ARRIVING_MAX: usize = 24;
 const _: () = assert!(ARRIVING_MAX <= PARTS_MAX);
 
 pub struct Holdings {
@@ -35,7 +35,7 @@ pub struct Holdings {
 struct State {
     /// By place in the manifest.
     slots: Vec<Slot>,
-    /// The frames in the order in which they began to arrive, which is the order in which they are passed on.
+    /// The frames in the order in which they began to arrive.
     log: Vec<u32>,
     /// Counts how often `log` was made anew.
     edition: u32,
@@ -124,17 +124,12 @@ pub struct Whole {
     pub bytes: Bytes,
 }
 
-/// How far a reader is in the order of arrival.
-#[derive(Debug, Default)]
+/// How far a reader has come in the order of arrival: it has done with `floor..top`, older and newer ones are before it.
+#[derive(Debug)]
 pub struct Cursor {
     edition: u32,
-    at: usize,
-}
-
-pub enum Next {
-    Arriving(Arc<Arriving>),
-    /// To be had by [`Holdings::load`].
-    Held(u32),
+    floor: usize,
+    top: usize,
 }
 
 impl Holdings {
@@ -152,7 +147,8 @@ impl Holdings {
         let count = manifest.chunks.len();
         let state = State {
             slots: vec![if all { Slot::Held } else { Slot::Lacking }; count],
-            log: if all { (0..count as u32).collect() } else { Vec::new() },
+            // The first frame is the newest, so that the whole image goes out from its beginning.
+            log: if all { (0..count as u32).rev().collect() } else { Vec::new() },
             edition: 0,
             arriving: Vec::new(),
             held: if all { count as u32 } else { 0 },
@@ -323,34 +319,53 @@ impl Holdings {
         }
     }
 
-    /// The next frame for a reader, of those not in `skip`.
-    pub fn next(&self, cursor: &mut Cursor, skip: &Bitmap) -> Option<Next> {
-        let state = self.state();
-        if cursor.edition != state.edition {
-            *cursor = Cursor { edition: state.edition, at: 0 };
-        }
-        while let Some(frame) = state.log.get(cursor.at) {
-            cursor.at += 1;
-            match state.slots.get(*frame as usize) {
-                _ if skip.get(*frame) => {}
-                Some(Slot::Arriving(a)) => return Some(Next::Arriving(Arc::clone(a))),
-                Some(Slot::Held) => return Some(Next::Held(*frame)),
-                Some(Slot::Lacking) | None => {}
-            }
-        }
-        None
+    /// For a reader that begins now.
+    pub fn cursor(&self) -> Cursor {
+        self.state().cursor()
     }
 
-    /// How many complete frames a reader has still before it.
-    pub fn pending(&self, cursor: &Cursor, skip: &Bitmap) -> u32 {
+    /// A frame that arrives now and is not in `skip`; of several, the one that began first.
+    pub fn arriving(&self, skip: &Bitmap) -> Option<Arc<Arriving>> {
         let state = self.state();
-        let from = if cursor.edition == state.edition { cursor.at } else { 0 };
-        let held = |frame: &&u32| matches!(state.slots.get(**frame as usize), Some(Slot::Held)) && !skip.get(**frame);
-        state.log.get(from..).unwrap_or_default().iter().filter(held).count() as u32
+        let slots = state.arriving.iter().filter(|f| !skip.get(**f)).map(|f| state.slots.get(*f as usize));
+        slots.flatten().find_map(|slot| match slot {
+            Slot::Arriving(arriving) => Some(Arc::clone(arriving)),
+            _ => None,
+        })
+    }
+
+    /// The newest held frame that is not in `skip`, into which the reader puts what it takes.
+    pub fn newest(&self, cursor: &mut Cursor, skip: &Bitmap) -> Option<u32> {
+        let state = self.state();
+        if cursor.edition != state.edition {
+            *cursor = state.cursor();
+        }
+        let slot = |at: usize| state.log.get(at).and_then(|frame| Some((*frame, state.slots.get(*frame as usize)?)));
+        // One that is lost goes to the end of the order when it comes again.
+        let is_done = |at| slot(at).is_none_or(|(frame, slot)| skip.get(frame) || matches!(slot, Slot::Lacking));
+        let held =
+            |at| slot(at).filter(|(f, slot)| !skip.get(*f) && matches!(slot, Slot::Held)).map(|(frame, _)| frame);
+        while cursor.top < state.log.len() && is_done(cursor.top) {
+            cursor.top += 1;
+        }
+        while cursor.floor > 0 && is_done(cursor.floor - 1) {
+            cursor.floor -= 1;
+        }
+        (cursor.top..state.log.len()).rev().chain((0..cursor.floor).rev()).find_map(held)
+    }
+
+    /// How many held frames are not in `skip`.
+    pub fn pending(&self, skip: &Bitmap) -> u32 {
+        let state = self.state();
+        (0..).zip(&state.slots).filter(|(frame, slot)| matches!(slot, Slot::Held) && !skip.get(*frame)).count() as u32
     }
 }
 
 impl State {
+    fn cursor(&self) -> Cursor {
+        Cursor { edition: self.edition, floor: self.log.len(), top: self.log.len() }
+    }
+
     fn set(&mut self, frame: u32, slot: Slot) {
         if let Some(place) = self.slots.get_mut(frame as usize) {
             *place = slot;

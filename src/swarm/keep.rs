@@ -21,8 +21,8 @@ pub trait Keep: Send + Sync {
     fn get<'a>(&'a self, chunk: &'a Chunk) -> BoxFuture<'a, Option<Bytes>>;
 }
 
-/// In memory, up to so many bytes. What came first stays, since successors lag by a constant distance only when they
-/// are as fast, and latecomers begin at the beginning.
+/// In memory, up to so many bytes. What came first stays: successors get what comes now while it arrives, and ask for what
+/// is kept only when that is over.
 pub struct RamKeep {
     budget: u64,
     kept: Mutex<Kept>,

@@ -48,7 +48,7 @@ pub const HELLO: usize = 80;
 /// Partly held frames that a hello may list.
 pub const PARTS_MAX: usize = 32;
 /// Frames that may be under way on one connection.
-pub const OPEN_MAX: usize = 4;
+pub const OPEN_MAX: usize = 8;
 /// Head of each message of the one that is followed.
 pub const HEAD: usize = 12;
 /// A connection is silent for no longer than this.

@@ -25,4 +25,7 @@ PEERS=$PWD/target/bench-peers LIBTORRENT=2.1.1 RQBIT=9.1.0
 	cargo install --quiet "rqbit@$RQBIT" --locked --no-default-features --features rust-tls --root "$PEERS" \
 		--target-dir target/bench-peers/build --target "$(rustc -vV | sed -n 's/^host: //p')" >&2
 }
-exec /usr/bin/python3 tests/bench/lib/swarm --peers "$PEERS" "$@"
+node=$(cargo bench --bench swarm-node --no-run --message-format=json 2>/dev/null |
+	grep -o '"executable":"[^"]*/swarm_node-[^"]*"' | tail -1 | cut -d'"' -f4)
+[ -x "$node" ] || { echo "swarm-node was not built: cargo bench --bench swarm-node --no-run" >&2; exit 1; }
+exec /usr/bin/python3 tests/bench/lib/swarm --peers "$PEERS" --node "$node" "$@"

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{Request as HttpRequest, StatusCode};
+use bytes::BytesMut;
 use futures::future::BoxFuture;
 use rackline::bmc::rmcp::crypto::{Keys, Suite};
 use rackline::bmc::rmcp::packet;
@@ -29,7 +30,8 @@ use rackline::boot::tftp::packet::Packet;
 use rackline::boot::{BootAnswer, Facts, Policy, Sighting, Unanswered, http, others, probe};
 use rackline::ipmi::message::{Completion, Response, lan_response};
 use rackline::ipmi::{app, chassis, lan, sdr, sensor, user};
-use rackline::machine::MacAddr;
+use rackline::machine::{Digest, MacAddr, Secret};
+use rackline::swarm::{group, wire};
 use tower::ServiceExt;
 
 pub type Target = fn(&[u8]);
@@ -44,6 +46,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("rmcp", rmcp),
     ("ipmi", ipmi),
     ("sdr", sensors),
+    ("swarm", swarm),
 ];
 
 /// 2026-01-01.
@@ -289,6 +292,40 @@ fn sensors(bytes: &[u8]) {
     }
 }
 
+/// What is taken for a hello says the same when it is said again, and a stream gives the same messages however the network
+/// cuts it.
+fn swarm(bytes: &[u8]) {
+    if let Some(hello) = bytes.first_chunk().and_then(wire::Hello::parse)
+        && let Some((skip, parts)) = bytes.get(wire::HELLO..).and_then(|tail| hello.parse_tail(tail))
+    {
+        assert!(skip.len() == hello.frames && skip.count() <= skip.len() && parts.len() <= wire::PARTS_MAX);
+        let again = wire::hello(&hello.proof.into(), &hello.image, &skip, &parts);
+        let said = again.first_chunk().and_then(wire::Hello::parse).unwrap();
+        assert_eq!((said.image, said.frames), (hello.image, hello.frames));
+        assert_eq!(said.parse_tail(&again[wire::HELLO..]), Some((skip, parts)));
+    }
+    let whole = messages(bytes, bytes.len().max(1));
+    assert_eq!(whole, messages(bytes, 7));
+    assert!(whole.0.len() <= bytes.len() / wire::HEAD);
+}
+
+/// Of an image with two frames, one of them of two groups; and how it ended.
+fn messages(bytes: &[u8], step: usize) -> (Vec<wire::Message>, Option<&'static str>) {
+    let length = |frame: u32| [100, group::GROUP as u32 + 4_008].get(frame as usize).copied();
+    let (mut buffer, mut found) = (BytesMut::new(), Vec::new());
+    for piece in bytes.chunks(step) {
+        buffer.extend_from_slice(piece);
+        loop {
+            match wire::decode(&mut buffer, length) {
+                Ok(wire::Decoded::Message(message)) => found.push(message),
+                Ok(wire::Decoded::Need(bytes)) => break assert!(bytes > buffer.len()),
+                Err(why) => return (found, Some(why)),
+            }
+        }
+    }
+    (found, None)
+}
+
 /// Where mutations start from: the messages of `tests/fixtures/dhcp`, and good input for the other targets.
 pub fn seeds(target: &str, fixtures: &Path) -> Vec<Vec<u8>> {
     let prefixed = |packets: &[Vec<u8>]| {
@@ -345,6 +382,16 @@ pub fn seeds(target: &str, fixtures: &Path) -> Vec<Vec<u8>> {
             let reserve = vec![0, 1, 0];
             let piece = |from: usize, to: usize| [&[0, 0xff, 0xff][..], &sdr[from..to]].concat();
             vec![sdr.to_vec(), prefixed(&[reserve, piece(0, 5), piece(5, 21), piece(21, 37), piece(37, 57)])]
+        }
+        "swarm" => {
+            let digest = Digest([7; 32]);
+            let mut skip = wire::Bitmap::new(11, false);
+            skip.set(3, true);
+            let hello =
+                wire::hello(&wire::proof(&Secret::new("key"), &digest), &digest, &skip, &[(1, 3), (4, 1)]).to_vec();
+            let frame = [&wire::begin(1, 1)[..], &[9; 64], &wire::group(1, 1), &[1; 4_008]].concat();
+            let short = [&wire::alive(2, 1, true)[..], &wire::begin(0, 0), &wire::group(0, 0), &[1; 100]].concat();
+            vec![hello, frame, [&short[..], &wire::refused(wire::Refusal::Full)].concat()]
         }
         _ => Vec::new(),
     }

@@ -21,6 +21,7 @@ mod net;
 mod rack;
 mod relay;
 mod site;
+mod swarm;
 mod switch;
 mod tftp;
 mod wire;

@@ -38,6 +38,7 @@ LASTING = ("rackline", "aria2", "libtorrent", "transmission")
 SCENARIOS = {
     "8": Scenario("8 machines, 100 Mbit/s, 256 MiB", 8, 100, 256),
     "32": Scenario("32 machines, 50 Mbit/s, 128 MiB", 32, 50, 128),
+    "8-fast": Scenario("8 machines, 200 Mbit/s, 512 MiB", 8, 200, 512),
     "32-fast": Scenario("32 machines, 200 Mbit/s, 256 MiB", 32, 200, 256),
     "racks-2": Scenario("2 racks of 8, 100 Mbit/s, trunks too, 128 MiB", 16, 100, 128, racks=2),
     "racks-4": Scenario("4 racks of 8, 50 Mbit/s, trunks too, 128 MiB", 32, 50, 128, racks=4),
@@ -53,7 +54,7 @@ SCENARIOS = {
     "sound": Scenario("16 machines, 50 Mbit/s, 128 MiB; nothing breaks", 16, 50, 128, only=LASTING),
 }
 GROUPS = {
-    "speed": ("8", "32", "32-fast"),
+    "speed": ("8", "32", "8-fast"),
     "racks": ("racks-2", "racks-4"),
     "growth": ("grow-2", "grow-4", "grow-8", "grow-16", "32"),
     "faults": ("sound", "seeder", "third", "trunk", "slow", "garbage"),
@@ -68,6 +69,7 @@ def arguments():
     parser.add_argument("--mib", type=int, help="size of the file, instead of the scenario's")
     parser.add_argument("--congestion", default="cubic", help="TCP's congestion control on all hosts")
     parser.add_argument("--peers", type=Path, required=True, help="folder of the contestants that are no Debian packages")
+    parser.add_argument("--node", type=Path, required=True, help="the program of tests/bench/swarm-node.rs")
     parser.add_argument("--scratch", default="/dev/shm", help="folder in memory for the machines' files")
     parser.add_argument("--json", help="write every run and its figures here")
     parser.add_argument("--svg", help="draw last over ideal here")
@@ -130,7 +132,7 @@ def main():
 def play(scenario, options):
     """All contestants in turn, then all of them again: what disturbs the machine for a while disturbs nobody alone."""
     names = options.who.split(",") if options.who else scenario.only or EVERYBODY
-    players = [contestants.ALL[name](options.peers) for name in names if name in contestants.ALL]
+    players = [contestants.ALL[name](options.peers, options.node) for name in names]
     slow = {scenario.machines // 2: SLOW_MBIT} if scenario.fault == "slow" else {}
     results = []
     print(f"# {scenario.title}", file=sys.stderr)

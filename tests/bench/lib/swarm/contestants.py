@@ -25,8 +25,8 @@ class Contestant:
     fraction = 1
     restartable = True
 
-    def __init__(self, peers):
-        self.peers = peers
+    def __init__(self, peers, node):
+        self.peers, self.node = peers, node
 
     def serve(self, run):
         raise NotImplementedError
@@ -43,6 +43,30 @@ class Contestant:
             return float(run.stamp(i).read_text())
         except (OSError, ValueError):
             return None
+
+
+class Rackline(Contestant):
+    """The relay as agent and appliance use it, in the order of the planner's pipeline: server, first rack, next rack, each
+    machine with the ones before its predecessor as standbys and the server last. Nothing is planned anew while it runs."""
+
+    name = "rackline"
+    PORT = 7070
+    STANDBYS = 2
+
+    def manifest(self, run):
+        return run.folder / "manifest"
+
+    def serve(self, run):
+        if not self.manifest(run).exists():
+            run.output(0, self.node, "cut", run.file(0), self.manifest(run))
+        run.start(0, self.node, "seed", f"0.0.0.0:{self.PORT}", self.manifest(run), run.file(0), log="rackline-0")
+        time.sleep(0.5)
+
+    def fetch(self, run, i):
+        before = [*range(i - 1, max(0, i - 2 - self.STANDBYS), -1)]
+        chosen = ",".join(f"{run.hall.address(n)}:{self.PORT}" for n in [n for n in before if n] + [0])
+        run.start(i, self.node, "leech", f"0.0.0.0:{self.PORT}", self.manifest(run), run.file(i), "--from", chosen,
+                  "--stamp", run.stamp(i), log=f"rackline-{i}")
 
 
 class Nginx(Contestant):
@@ -216,4 +240,4 @@ class Rqbit(Torrent):
             return None
 
 
-ALL = {kind.name: kind for kind in (Chain, Udpcast, Aria2, Libtorrent, Transmission, Rqbit, Nginx)}
+ALL = {kind.name: kind for kind in (Rackline, Chain, Udpcast, Aria2, Libtorrent, Transmission, Rqbit, Nginx)}
