@@ -16,7 +16,7 @@ use super::{Failure, Shared};
 use crate::engine::About;
 use crate::error::{Error, Result};
 use crate::httpd;
-use crate::image::{Catalogue, Entry};
+use crate::image::{Entry, Library};
 use crate::lifecycle::Event;
 use crate::link::{self, Hello, Issued, Mode, Outcome, POLL_SECONDS, Progress, Report, Welcome};
 use crate::machine::{Digest, MachineId};
@@ -137,18 +137,19 @@ pub async fn data(State(s): State<Shared>, Path(digest): Path<Digest>, request: 
 }
 
 /// The file that is served under this path of a URL.
-pub fn image_file<'a>(catalogue: &'a Catalogue, path: &str) -> Option<&'a path::Path> {
+pub fn image_file(library: &Library, path: &str) -> Option<path::PathBuf> {
     let (digest, file) = path.strip_prefix("/images/")?.split_once('/')?;
+    let catalogue = library.current();
     let image = catalogue.by_digest(digest.parse().ok()?)?;
     match file {
-        "manifest" => Some(&image.signed),
-        "data" => Some(&image.data),
+        "manifest" => Some(image.signed.clone()),
+        "data" => Some(image.data.clone()),
         _ => None,
     }
 }
 
-fn image(s: &Shared, digest: Digest) -> Result<&Entry> {
-    s.catalogue.by_digest(digest).ok_or_else(|| {
+fn image(s: &Shared, digest: Digest) -> Result<Entry> {
+    s.library.current().by_digest(digest).cloned().ok_or_else(|| {
         Error::not_found("image.unknown", format!("there is no image {digest}"))
             .hint("`rackline image list` shows them")
     })

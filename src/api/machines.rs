@@ -118,7 +118,8 @@ pub async fn deploy(
         return Err(Error::input("order.keys", "an SSH key is not one line, or there are too many").into());
     }
     let image = request.image.unwrap_or_else(|| request.role.name().to_owned());
-    let found = s.catalogue.resolve(&image)?;
+    let catalogue = s.library.current();
+    let found = catalogue.resolve(&image)?;
     if !found.manifest.roles.contains(&request.role) {
         return Err(Error::input(
             "order.image",
@@ -174,7 +175,8 @@ async fn tell(s: &Shared, machine: &Machine, event: Event) -> Result<Json<Machin
 }
 
 pub async fn images(State(s): State<Shared>) -> Result<Json<serde_json::Value>, Failure> {
-    let views = s.catalogue.images.iter().map(|i| {
+    let catalogue = s.library.current();
+    let views = catalogue.images.iter().map(|i| {
         serde_json::json!({
             "name": i.manifest.name, "release": i.manifest.release, "manifest": i.digest, "roles": i.manifest.roles,
             "disk_bytes": i.manifest.disk_size, "used_bytes": i.manifest.used_bytes, "data_bytes": i.manifest.data_size,

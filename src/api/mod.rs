@@ -18,7 +18,7 @@ use crate::boot::explain::Explainer;
 use crate::boot::monitor::Monitor;
 use crate::engine::Engine;
 use crate::httpd;
-use crate::image::catalogue::Catalogue;
+use crate::image::Library;
 
 pub use agent::image_file;
 pub use machines::view_of;
@@ -30,7 +30,7 @@ const MAX_BODY: usize = 2 << 20;
 #[derive(Clone)]
 pub struct Shared {
     pub engine: Engine,
-    pub catalogue: Arc<Catalogue>,
+    pub library: Arc<Library>,
     pub boot: Arc<Explainer>,
     pub monitor: Monitor,
     /// Of the machines' web server.

@@ -1,13 +1,15 @@
 //! What the appliance of this host knows of its machines, read from its state while it runs or not, for questions about
-//! images: which drivers and disks they have.
+//! images: which drivers and disks they have, and which images they use.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::image::Cache;
+use crate::image::gc::Users;
 use crate::image::lint::Expected;
-use crate::lifecycle::Machine;
+use crate::lifecycle::{Machine, State};
 use crate::store::Db;
 
 #[derive(clap::Args, Clone)]
@@ -21,6 +23,39 @@ pub struct Source {
 pub async fn machines(args: &Source) -> Result<Vec<Machine>> {
     let config = Config::load(&args.config)?;
     Db::open_to_read(&config.site.state).await?.machines().await
+}
+
+/// The cache that the appliance serves from is this one.
+pub fn same_cache(args: &Source, cache: &Cache) -> Result<()> {
+    let config = Config::load(&args.config)?;
+    let theirs = Cache::open_or_default(config.site.cache.as_deref())?;
+    if theirs.root() == cache.root() {
+        return Ok(());
+    }
+    let (ours, theirs) = (cache.root().display(), theirs.root().display());
+    Err(Error::config(
+        "image.other-cache",
+        format!("the appliance of {} serves from {theirs}, not from {ours}", args.config.display()),
+    )
+    .hint("name the configuration of the appliance that uses this cache: --config FILE"))
+}
+
+/// Per image, who uses it: ordered, being written, or running.
+pub fn in_use(machines: &[Machine]) -> Users {
+    let mut users = Users::new();
+    for machine in machines.iter().filter(|m| !matches!(m.state, State::Retired)) {
+        let ordered = machine.order.as_ref().map(|o| o.manifest);
+        let deployed = machine.deployed.as_ref().map(|d| d.manifest);
+        for (digest, how) in [(deployed, "is deployed with it"), (ordered, "is ordered with it")] {
+            let Some(digest) = digest else { continue };
+            let users = users.entry(digest).or_default();
+            let who = format!("{} ", machine.name);
+            if !users.iter().any(|u| u.starts_with(&who)) {
+                users.push(format!("{who}{how} ({})", machine.state.name()));
+            }
+        }
+    }
+    users
 }
 
 /// What images are held against: the fleet's drivers and its smallest possible target disk, as far as it is known.

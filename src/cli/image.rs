@@ -11,7 +11,7 @@ use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{import, show};
+use super::{import, library, show};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::image::recipe::{self, Recipe, Shape};
 use crate::image::{Built, Cache, Catalogue, Options, Progress, Step, build};
@@ -54,6 +54,8 @@ enum Command {
     Lint(import::LintArgs),
     /// The images that machines can be deployed with.
     List,
+    #[command(flatten)]
+    Library(library::Command),
 }
 
 pub async fn run(args: Args) -> Result<()> {
@@ -61,6 +63,7 @@ pub async fn run(args: Args) -> Result<()> {
     let json = args.json;
     match args.command {
         Command::List => list(&cache, json),
+        Command::Library(command) => library::run(cache, command, json).await,
         Command::Import(args) => import::run(cache, args, json).await,
         Command::Lint(args) => import::lint(&cache, args, json).await,
         Command::Build { names, all, recipes, mirror, refresh } => {

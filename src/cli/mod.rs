@@ -7,6 +7,7 @@ mod remote;
 mod fleet;
 mod image;
 mod import;
+mod library;
 mod machine;
 mod serve;
 mod show;

@@ -1,4 +1,6 @@
-//! The configuration while the appliance runs: a file that changes, or SIGHUP, is read, checked as a whole and taken over
+//! The configuration and the catalogue of images while the appliance runs.
+//!
+//! The configuration: a file that changes, or SIGHUP, is read, checked as a whole and taken over
 //! at once, or refused with the reason while the old one goes on.
 //!
 //! Subnets, reservations, options, rules of boot files, the list of expected machines and `[[switches]]` are taken over. What
@@ -19,6 +21,8 @@ use crate::boot::switch::{Listed, Switches};
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Kind, OrFail, Result};
+use crate::image::Library;
+use crate::image::library::News;
 
 /// An editor writes a file in several steps.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -115,4 +119,67 @@ impl Reload {
 /// What a configuration says of switches.
 fn said(config: &Config) -> String {
     format!("{:?} {:?}", config.switches, config.services)
+}
+
+/// Takes over what comes into the catalogue of images, goes from it, or is promoted, until cancelled.
+pub async fn follow(library: Arc<Library>, stop: CancellationToken) {
+    let (changed, mut changes) = mpsc::channel(1);
+    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Reading the folder makes events of its own.
+        if event.is_ok_and(|e| !e.kind.is_access()) {
+            let _ = changed.try_send(());
+        }
+    })
+    .and_then(|mut watcher| watcher.watch(library.folder(), RecursiveMode::NonRecursive).map(|()| watcher));
+    let _watching = match watcher {
+        Ok(watching) => watching,
+        Err(e) => return warn!(error = %e, "new images are taken over with the next start only"),
+    };
+    loop {
+        // First what came between the first reading and this watch.
+        let reading = library.clone();
+        match tokio::task::spawn_blocking(move || reading.reload()).await {
+            Ok(Ok(news)) if news == News::default() => {}
+            Ok(Ok(News { come, gone, channels })) => {
+                info!(come = come.join(", "), gone = gone.join(", "), channels = channels.join(", "), "images");
+            }
+            Ok(Err(e)) => error!(error = %e, "the catalogue of images stays as it was"),
+            Err(e) => error!(error = %e, "reading the catalogue of images was cut short"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Some(()) = changes.recv() => tokio::time::sleep(SETTLE).await,
+        }
+        while changes.try_recv().is_ok() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::catalogue::tests::publish;
+    use crate::image::{SigningKey, channels};
+
+    #[tokio::test]
+    async fn a_new_image_and_a_promotion_count_without_a_restart() {
+        let (dir, away) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let key = SigningKey::generate().unwrap();
+        let library = Arc::new(Library::open(dir.path(), &[key.public()]).unwrap());
+        let stop = CancellationToken::new();
+        let following = tokio::spawn(follow(library.clone(), stop.clone()));
+        let until = async |text: &str| {
+            let waiting = async {
+                while library.current().resolve(text).is_err() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap();
+        };
+        std::fs::rename(publish(away.path(), "kvm", "1", &key), dir.path().join("kvm-1")).unwrap();
+        until("kvm").await;
+        channels::promote(dir.path(), &library.current().images[0], "stable", "me").unwrap();
+        until("kvm@stable").await;
+        stop.cancel();
+        following.await.unwrap();
+    }
 }

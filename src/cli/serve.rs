@@ -20,7 +20,7 @@ use crate::console;
 use crate::engine::{About, Engine, SeedFacts, Site};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::httpd::{self, Limits, Server};
-use crate::image::{Cache, Catalogue, PublicKey, RamSystem, ram};
+use crate::image::{Cache, Library, PublicKey, RamSystem, ram};
 use crate::lifecycle::{BmcAccount, Event, Expectation, SwitchPort};
 use crate::store::seal::Seal;
 use crate::store::{self, Db};
@@ -46,7 +46,7 @@ pub async fn run(args: Args) -> Result<()> {
     let cache = Cache::open_or_default(config.site.cache.as_deref())?;
     let key = cache.signing_key()?;
     let public = key.public();
-    let catalogue = Arc::new(catalogue(&cache, public)?);
+    let library = Arc::new(library(&cache, public)?);
     let system = RamSystem::newest(&cache)?;
     let exe = std::env::current_exe().or_fail(Kind::Internal, "serve.exe", || "cannot find this binary")?;
     let initrd = ram::assemble(&cache, &system, &exe)?;
@@ -86,12 +86,13 @@ pub async fn run(args: Args) -> Result<()> {
         current: config.clone(),
     };
     tokio::spawn(reload.run(stop.clone()));
-    let images = catalogue.clone();
+    tokio::spawn(super::reload::follow(library.clone(), stop.clone()));
+    let images = library.clone();
     let web = Arc::<httpd::Counters>::default();
-    let shared = Shared { engine: engine.clone(), catalogue, boot, monitor, web: web.clone(), ssh_keys };
+    let shared = Shared { engine: engine.clone(), library, boot, monitor, web: web.clone(), ssh_keys };
     let router = api::agents(shared.clone()).merge(boot::http::router(boot_site.clone()));
     let router = router.merge(switch::http::router(switches));
-    let find = move |path: &str| boot_site.file(path).or_else(|| api::image_file(&images, path)).map(Path::to_owned);
+    let find = move |path: &str| boot_site.file(path).map(Path::to_owned).or_else(|| api::image_file(&images, path));
     let for_machines = Server::new(find, router, Limits::default(), web, stop.clone());
     let for_people = api::people(shared).merge(console::router(engine));
     let address = people.local_addr().unwrap_or(config.api.listen);
@@ -163,15 +164,16 @@ fn boot_files(system: &RamSystem, initrd: &Path) -> Result<Files> {
 }
 
 /// What can be deployed; what cannot be used is said once, here.
-fn catalogue(cache: &Cache, key: PublicKey) -> Result<Catalogue> {
-    let catalogue = Catalogue::open(&cache.folder("images")?, &[key])?;
+fn library(cache: &Cache, key: PublicKey) -> Result<Library> {
+    let library = Library::open(&cache.folder("images")?, &[key])?;
+    let catalogue = library.current();
     for (folder, why) in &catalogue.unusable {
         tracing::warn!(folder = %folder.display(), %why, "an image is not usable");
     }
     if catalogue.images.is_empty() {
         tracing::warn!("there is no image to deploy: `rackline image build --all`");
     }
-    Ok(catalogue)
+    Ok(library)
 }
 
 /// Tells the engine of every expected machine; what it knows already changes nothing.

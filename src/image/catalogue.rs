@@ -1,11 +1,14 @@
 //! The images of a folder: `NAME-RELEASE/` with `disk.zst`, the data file, and `manifest`, signed.
 //!
+//! [`channels`] keeps beside them which version a name such as `kvm@stable` means.
+//!
 //! Only what one of the trusted keys signed is an image; anything else is shown with the reason, and never served.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::channels::{self, Channels};
 use super::chunk;
 use super::manifest::{Manifest, SignedManifest};
 use super::sign::PublicKey;
@@ -67,6 +70,7 @@ pub struct Catalogue {
     pub images: Vec<Entry>,
     /// Folders that hold no usable image, each with the reason.
     pub unusable: Vec<(PathBuf, Error)>,
+    pub channels: Channels,
 }
 
 impl Catalogue {
@@ -79,7 +83,13 @@ impl Catalogue {
             }
         };
         let mut catalogue = Self::default();
-        for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
+        match Channels::load(folder) {
+            Ok(channels) => catalogue.channels = channels,
+            Err(e) => catalogue.unusable.push((folder.join(channels::FILE), e)),
+        }
+        // A name with a dot in front is something that is being removed.
+        let shown = |entry: &fs::DirEntry| !entry.file_name().as_encoded_bytes().starts_with(b".");
+        for entry in entries.flatten().filter(|entry| shown(entry) && entry.path().is_dir()) {
             match Entry::open(&entry.path(), trusted) {
                 Ok(image) => catalogue.images.push(image),
                 Err(e) => catalogue.unusable.push((entry.path(), e)),
@@ -91,8 +101,16 @@ impl Catalogue {
         Ok(catalogue)
     }
 
-    /// What an operator means: `kvm` is the newest of that name, `kvm-RELEASE` that one, and a digest is exact.
+    /// What an operator means: `kvm` is the newest of that name, `kvm-RELEASE` that one, `kvm@stable` what the channel
+    /// points to, and a digest is exact.
     pub fn resolve(&self, text: &str) -> Result<&Entry> {
+        if text.contains('@') {
+            let change = self.channels.get(text).ok_or_else(|| channels::unknown(&self.channels, text))?;
+            return self.by_digest(change.manifest).ok_or_else(|| {
+                Error::not_found("image.channel", format!("{text} points to {}, which is not here", change.image))
+                    .hint(format!("rackline image rollback {text}, or promote another version"))
+            });
+        }
         let digest = text.parse::<Digest>().ok();
         let found = self.images.iter().find(|e| match digest {
             Some(digest) => e.digest == digest,
@@ -114,13 +132,13 @@ impl Catalogue {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::image::chunk::{PackOptions, pack};
     use crate::image::manifest::tests::manifest_of;
     use crate::image::sign::SigningKey;
 
-    fn publish(folder: &Path, name: &str, release: &str, key: &SigningKey) -> PathBuf {
+    pub fn publish(folder: &Path, name: &str, release: &str, key: &SigningKey) -> PathBuf {
         let folder = folder.join(format!("{name}-{release}"));
         fs::create_dir_all(&folder).unwrap();
         let mut disk = vec![0; 4096 * 3];

@@ -17,14 +17,14 @@ use rackline::machine::{Firmware, Role};
 const MIB: u64 = 1 << 20;
 const KERNEL: &str = "6.1.0-56-amd64";
 
-fn sh(folder: &Path, script: &str) -> Output {
+pub fn sh(folder: &Path, script: &str) -> Output {
     let output = Command::new("sh").args(["-euc", script]).current_dir(folder).output().unwrap();
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     output
 }
 
 /// The root of a system as far as anybody looks: kernel, boot menu, cloud-init, modules, programs.
-fn root(folder: &Path) -> PathBuf {
+pub fn root(folder: &Path) -> PathBuf {
     let root = folder.join("root");
     let put = |path: &str, text: &str| {
         let path = root.join(path);
@@ -59,7 +59,7 @@ fn root(folder: &Path) -> PathBuf {
 }
 
 /// Laid out as Debian's cloud image: root is partition 1 and last on the disk, 14 and 15 are for the boot loaders.
-fn disk(folder: &Path, root: &Path) -> PathBuf {
+pub fn disk(folder: &Path, root: &Path) -> PathBuf {
     let disk = folder.join("disk.raw");
     File::create(&disk).unwrap().set_len(48 * MIB).unwrap();
     fs::write(
@@ -94,7 +94,13 @@ fn stock(folder: &Path) -> PathBuf {
     disk(folder, &root(folder))
 }
 
-fn take(cache: &Cache, file: &Path, name: &str, expected: &Expected, force: Option<&str>) -> Result<Imported, Error> {
+pub fn take(
+    cache: &Cache,
+    file: &Path,
+    name: &str,
+    expected: &Expected,
+    force: Option<&str>,
+) -> Result<Imported, Error> {
     let key = cache.signing_key().unwrap();
     import(&Options { file, name, roles: &[Role::Kvm], cache, key: &key, expected, force }, &())
 }

@@ -20,7 +20,7 @@ use rackline::boot::script::Scripts;
 use rackline::boot::{BootAnswer, Sighting, Stage};
 use rackline::engine::{Engine, SeedFacts, Site};
 use rackline::image::{Cache, RamSystem};
-use rackline::image::{Catalogue, SigningKey};
+use rackline::image::{Library, SigningKey};
 use rackline::machine::{ClientArch, MacAddr, MachineId};
 use rackline::store::Db;
 use rackline::store::seal::Seal;
@@ -64,15 +64,9 @@ fn people(dir: &Path, engine: &Engine, config: &BootConfig) -> axum::Router {
     let dhcp = Arc::new(Mutex::new(Dhcp::new(config, [], loaders.clone(), Arc::default(), policy.clone())));
     let monitor = Monitor::new(dhcp.clone(), config, Arc::default());
     let boot = Arc::new(Explainer { dhcp, loaders, policy, preview: Arc::new(engine.clone()) });
-    let catalogue = Arc::new(Catalogue::open(&dir.join("images"), &[key]).unwrap());
-    api::people(Shared {
-        engine: engine.clone(),
-        catalogue,
-        boot,
-        monitor,
-        web: Arc::default(),
-        ssh_keys: Arc::new([]),
-    })
+    let library = Arc::new(Library::open(&dir.join("images"), &[key]).unwrap());
+    let web = Arc::default();
+    api::people(Shared { engine: engine.clone(), library, boot, monitor, web, ssh_keys: Arc::new([]) })
 }
 
 async fn explain(people: &axum::Router, what: &str) -> Result<Explanation, String> {

@@ -15,6 +15,7 @@ mod fuzz;
 mod http_files;
 mod image;
 mod image_import;
+mod image_life;
 mod layers;
 mod loader;
 mod net;

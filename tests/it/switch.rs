@@ -14,7 +14,7 @@ use rackline::boot::switch::{self, Switches};
 use rackline::boot::{BootAnswer, Policy, RelayPort, Sighting, Stage};
 use rackline::config::Config;
 use rackline::engine::{About, Engine, SeedFacts, Site};
-use rackline::image::{Catalogue, SigningKey};
+use rackline::image::{Library, SigningKey};
 use rackline::lifecycle::{Event, Expectation, SwitchPort};
 use rackline::link::Mode;
 use rackline::machine::{MacAddr, Place, Serial};
@@ -214,8 +214,8 @@ async fn serve(config: Config, dir: PathBuf, stop: CancellationToken, ready: std
     let handle = rackline::boot::serve(&config.boot, files, scripts, switches.clone(), policy, db).await.unwrap();
     let boot = Arc::new(handle.explainer(Arc::new(engine.clone())));
     let monitor = handle.monitor();
-    let (catalogue, web) = (Arc::new(Catalogue::default()), Arc::default());
-    let shared = Shared { engine, catalogue, boot, monitor, web, ssh_keys: Arc::new([]) };
+    let library = Arc::new(Library::open(Path::new("/nonexistent"), &[]).unwrap());
+    let shared = Shared { engine, library, boot, monitor, web: Arc::default(), ssh_keys: Arc::new([]) };
     for (address, app) in [("10.77.0.1:80", switch::http::router(switches)), ("127.0.0.1:8480", api::people(shared))] {
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let app = app.into_make_service_with_connect_info::<SocketAddr>();
