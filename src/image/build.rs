@@ -131,10 +131,10 @@ impl Builder<'_> {
             self.options.cache.publish(&root, &target)?;
             return Ok(Built::Layer(target));
         }
-        self.disk(tools, recipe, &root, work)
+        self.disk(tools, recipe, &root, parent, work)
     }
 
-    fn disk(&self, tools: &Tools, recipe: &Recipe, root: &Path, work: &Path) -> Result<Built> {
+    fn disk(&self, tools: &Tools, recipe: &Recipe, root: &Path, parent: Option<&Path>, work: &Path) -> Result<Built> {
         let epoch = root::epoch(root)?;
         root::finish(tools, root, epoch)?;
         let installed = tools.output(
@@ -143,7 +143,8 @@ impl Builder<'_> {
         )?;
         let kernel = Kernel::find(root)?;
         let raw = work.join("disk.raw");
-        let size = disk::assemble(tools, root, &raw, &recipe.disk, recipe.key, epoch, work)?;
+        let roots: Vec<&Path> = parent.into_iter().chain([root]).collect();
+        let size = disk::assemble(tools, &roots, &raw, &recipe.disk, recipe.key, epoch, work)?;
 
         let draft = draft(recipe, &kernel, epoch, installed.len());
         let entry = publish(tools, self.options.cache, self.options.key, &raw, size, draft, work)?;

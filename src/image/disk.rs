@@ -15,6 +15,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 
+use super::layout::{self, Owners};
+use super::manifest::DEFAULT_CHUNK_SIZE;
 use super::recipe::{Disk, walk};
 use super::tool::Tools;
 use crate::error::{Error, Kind, OrFail, Result};
@@ -24,6 +26,11 @@ const MIB: u64 = 1 << 20;
 const BIOS_LBA: u64 = 2048;
 const ESP_MIB: u64 = 2;
 pub const ROOT_LABEL: &str = "root";
+/// In the middle of the first 128 MiB, behind the inode tables, whatever the size of the file system.
+const JOURNAL: &str = "size=64,location=48M";
+/// Blocks up to which the file system grows online in one go: just below 8 TiB. Its descriptors, reserved beside each
+/// copy of the super block, then take 4 MiB together with it, which is a whole number of chunks.
+const GROWS_TO: u64 = (1 << 31) - (1 << 31) / 1024;
 
 /// GRUB modules that both boot loaders carry: they load no others.
 const MODULES: &[&str] = &[
@@ -80,21 +87,24 @@ pub fn command_line(disk: &Disk) -> String {
     format!("root=LABEL={ROOT_LABEL} ro {}", disk.kernel_args).trim_end().to_owned()
 }
 
-/// Writes the disk to `out` and returns its size. `work` is an empty folder.
+/// Writes the disk to `out` and returns its size. `roots` are the finished system and before it those that it extends, the
+/// base first; `work` is an empty folder.
 pub fn assemble(
     tools: &Tools,
-    root: &Path,
+    roots: &[&Path],
     out: &Path,
     layout: &Disk,
     key: Digest,
     epoch: u64,
     work: &Path,
 ) -> Result<u64> {
+    let root = *roots.last().ok_or_else(|| Error::internal("image.root", "a disk is made of no system"))?;
     tools.step("writing the file system")?;
     let failed = |e| super::disk_full(e, "writing the disk image");
     write_grub_config(root, layout, epoch).map_err(failed)?;
     let esp = u64::from(layout.esp_mib);
-    let root_start = ESP_MIB + esp;
+    // From the start of a chunk, so that what lies together there is in chunks of its own.
+    let root_start = (ESP_MIB + esp).next_multiple_of(u64::from(DEFAULT_CHUNK_SIZE) / MIB);
     let root_mib = root_mib(root, layout).map_err(failed)?;
     let size = (root_start + root_mib + 1) * MIB;
     File::create(out).and_then(|f| f.set_len(size)).map_err(failed)?;
@@ -115,17 +125,19 @@ pub fn assemble(
     sfdisk.args(["-c", "exec sfdisk --quiet \"$1\" < \"$2\"", "sfdisk"]).arg(out).arg(&script);
     tools.run("fdisk", &mut sfdisk)?;
 
-    let mut mke2fs = Command::new("mke2fs");
-    mke2fs.env("E2FSPROGS_FAKE_TIME", epoch.to_string());
-    mke2fs.args(["-q", "-F", "-t", "ext4", "-L", ROOT_LABEL, "-m", "1", "-J", "size=64", "-O", "^orphan_file", "-d"]);
-    mke2fs.arg(root).args(["-U", &guid(key, "filesystem"), "-E"]);
-    // `resize` reserves descriptors to grow online up to 8 TiB (2³¹ blocks) in one go.
-    mke2fs.arg(format!(
-        "offset={},hash_seed={},root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1,nodiscard,resize=2147483648",
-        root_start * MIB,
-        guid(key, "hash")
-    ));
-    tools.run("e2fsprogs", mke2fs.arg(out).arg(format!("{root_mib}M")))?;
+    let plain = work.join("root.ext4");
+    make_ext4(tools, root, &plain, root_mib, key, epoch)?;
+    let owners = Owners::read(roots).map_err(failed)?;
+    let arranged = || -> std::io::Result<()> {
+        let (plain, out) = (File::open(&plain)?, OpenOptions::new().write(true).open(out)?);
+        layout::arrange(&plain, &out, root_start * MIB, &owners, epoch)
+    };
+    arranged().map_err(failed)?;
+    fs::remove_file(&plain).map_err(failed)?;
+    // Nobody deploys what a file system check would have to mend.
+    let mut check = Command::new("e2fsck");
+    check.env("E2FSPROGS_FAKE_TIME", epoch.to_string()).arg("-fn");
+    tools.run("e2fsprogs", check.arg(format!("{}?offset={}", out.display(), root_start * MIB)))?;
 
     tools.step("installing the boot loaders")?;
     let early = work.join("early.cfg");
@@ -135,17 +147,49 @@ pub fn assemble(
     Ok(size)
 }
 
-/// Files, their inodes and block lists, rounded up; then what the file system itself needs, and the free room.
+/// All of the root directory in an ext4 of its own, in the order that `mke2fs` likes.
+fn make_ext4(tools: &Tools, root: &Path, out: &Path, root_mib: u64, key: Digest, epoch: u64) -> Result<()> {
+    let mut mke2fs = Command::new("mke2fs");
+    mke2fs.env("E2FSPROGS_FAKE_TIME", epoch.to_string());
+    mke2fs.args([
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-b",
+        "4096",
+        "-L",
+        ROOT_LABEL,
+        "-m",
+        "1",
+        "-J",
+        JOURNAL,
+        "-O",
+        "^orphan_file",
+        "-d",
+    ]);
+    mke2fs.arg(root).args(["-U", &guid(key, "filesystem"), "-E"]);
+    mke2fs.arg(format!(
+        "hash_seed={},root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1,nodiscard,resize={GROWS_TO}",
+        guid(key, "hash")
+    ));
+    tools.run("e2fsprogs", mke2fs.arg(out).arg(format!("{root_mib}M")))
+}
+
+/// Files, their inodes and block lists, rounded up; then what the file system itself and the order of its files need, and
+/// the free room.
 fn root_mib(root: &Path, layout: &Disk) -> std::io::Result<u64> {
     let mut bytes = 0;
     let mut seen = std::collections::HashSet::new();
     for (_, about) in walk(root)? {
+        // How long a directory is depends on the file system that it comes from: a block, and its entry elsewhere.
+        let len = if about.is_dir() { 4096 } else { about.len() };
         if about.nlink() < 2 || about.is_dir() || seen.insert(about.ino()) {
-            bytes += about.len().next_multiple_of(4096) + 512;
+            bytes += len.next_multiple_of(4096) + 512;
         }
     }
     let used = bytes.div_ceil(MIB);
-    Ok(used + used / 16 + 64 + 32 + u64::from(layout.free_mib))
+    Ok(used + used / 8 + 64 + 32 + u64::from(layout.free_mib))
 }
 
 fn write_grub_config(root: &Path, layout: &Disk, epoch: u64) -> std::io::Result<()> {

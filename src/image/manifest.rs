@@ -25,14 +25,14 @@ use crate::machine::{Digest, Firmware, Role};
 
 /// Version of the manifest's own format; a reader refuses any other.
 pub const VERSION: u32 = 1;
-/// A manifest is at most this long: enough for 700 GB of data in chunks of 4 MiB.
+/// A manifest is at most this long: enough for 350 GB of data in chunks of 2 MiB.
 pub const MAX_BYTES: usize = 32 << 20;
 /// The largest disk an image can be.
 pub const MAX_DISK: u64 = 16 << 40;
 /// Bounds of the chunk size, which is a power of two.
 pub const CHUNK_SIZES: std::ops::RangeInclusive<u32> = 4 << 10..=64 << 20;
-/// What is used where nothing else is asked for: 1 % larger files than one single frame, and little to send again.
-pub const DEFAULT_CHUNK_SIZE: u32 = 4 << 20;
+/// What is used where nothing else is asked for. The root file system is laid out for it, see [`super::layout`].
+pub const DEFAULT_CHUNK_SIZE: u32 = 2 << 20;
 
 const MAGIC: &[u8; 8] = b"RKLIMG1\n";
 const HEADER: usize = 8 + 8 + SIGNATURE_BYTES + 4;

@@ -23,6 +23,8 @@ pub mod ram;
 pub mod tool;
 mod cpio;
 mod disk;
+mod ext4;
+mod layout;
 mod root;
 
 pub use build::{Built, Options, build};

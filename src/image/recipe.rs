@@ -32,7 +32,7 @@ use crate::error::{Error, Kind, OrFail, Result};
 use crate::machine::{Digest, Role};
 
 /// Part of every key: raise it when the same recipe would be built differently.
-const BUILDER: u32 = 1;
+const BUILDER: u32 = 2;
 /// A recipe extends at most this many others.
 const MAX_DEPTH: usize = 8;
 
