@@ -5,6 +5,7 @@
 
 pub mod group;
 pub mod plan;
+pub mod torrent;
 pub mod wire;
 mod backoff;
 mod crew;
