@@ -176,6 +176,8 @@ pub struct SwarmReport {
     /// Frames it holds whole and verified, of those that the manifest lists.
     pub frames: u32,
     pub bytes: u64,
+    /// Frames that are still to come. What its disk had before is neither here nor there: it cannot serve those.
+    pub lacking: u32,
     /// What came from whom since the beginning, in bytes as they travelled.
     pub from: Vec<SwarmSource>,
     /// Peers that sent what does not verify; each is told once.

@@ -3,6 +3,7 @@
 //! A frame is the compressed form of one chunk. A [`Source`] brings frames in any order and from anywhere; whether they
 //! are right is for the receiver to say, who has the signed manifest.
 
+pub mod announce;
 pub mod group;
 pub mod plan;
 pub mod torrent;

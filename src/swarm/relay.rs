@@ -169,6 +169,7 @@ impl Relay {
             port,
             frames,
             bytes,
+            lacking: state.missing.frames,
             from: from.collect(),
             garbage: std::mem::take(&mut state.garbage),
             starved_ms: starved.as_millis().try_into().unwrap_or(u32::MAX),

@@ -1,23 +1,24 @@
 //! Whom a member is to follow: towards the front of its line, around those that it cannot use, the appliance last.
 
-use super::{Avoid, Member, Millis, Plan, STANDBYS, Swarm};
+use super::{Avoid, Member, Millis, Plan, Reporter, STANDBYS, Swarm};
 use crate::machine::MachineId;
 
 /// Members that are looked at for one plan. Past it the appliance is close enough.
 const FAR: usize = 64;
 
 impl Swarm {
-    pub(super) fn choose(&mut self, now: Millis, id: MachineId) -> Plan {
+    pub(super) fn choose(&mut self, now: Millis, who: &Reporter) -> Plan {
+        let (id, appliance) = (who.machine, who.appliance);
         let Some(member) = self.members.get(&id) else {
-            return Plan { predecessors: vec![self.appliance], upload_limit: None, needed: false, seat: 0 };
+            return Plan { predecessors: vec![appliance], upload_limit: None, needed: false, seat: 0 };
         };
-        let complete = member.frames >= self.frames;
+        let complete = member.is_done();
         let followed = if complete || !member.is_here() { Vec::new() } else { self.candidates(now, member) };
         let mut predecessors: Vec<_> = followed.iter().filter_map(|id| Some(self.members.get(id)?.address)).collect();
         let leads = member.leaf.is_none() && self.lines.before(id).is_none();
         match leads {
-            true => predecessors.insert(0, self.appliance),
-            false => predecessors.push(self.appliance),
+            true => predecessors.insert(0, appliance),
+            false => predecessors.push(appliance),
         }
         let plan = Plan {
             upload_limit: self.upload_limit(member),
@@ -43,8 +44,10 @@ impl Swarm {
         }
         // A newcomer gets what is arriving now first, and what came before it only at the end. Who lacks less than half of
         // what the newcomer lacks is sooner done if it shares somebody further up with it than if it waits for it.
-        let lacks = |member: &Member| u64::from(self.frames.saturating_sub(member.frames));
-        let newcomer = |other: &Member| member.leaf.is_none() && lacks(member) * 2 < lacks(other);
+        let newcomer = |other: &Member| {
+            let lacks = self.frames.saturating_sub(other.frames);
+            member.leaf.is_none() && u64::from(member.lacking) * 2 < u64::from(lacks)
+        };
         let (mut found, mut behind) = (Vec::new(), Vec::new());
         for _ in 0..FAR {
             let Some(other) = at.and_then(|at| self.members.get(&at)) else { break };
@@ -70,7 +73,7 @@ impl Swarm {
 
     /// Somebody who is not done follows it.
     fn is_needed(&self, id: MachineId) -> bool {
-        let wants = |id: MachineId| self.members.get(&id).is_some_and(|m| m.is_here() && m.frames < self.frames);
+        let wants = |id: MachineId| self.members.get(&id).is_some_and(|m| m.is_here() && !m.is_done());
         self.lines.after(id).is_some_and(wants) || self.leaf_of(id).is_some_and(wants)
     }
 

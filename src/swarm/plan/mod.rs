@@ -15,6 +15,7 @@
 //! | the appliance was gone | no report of anybody for [`DEAF`] | nobody is taken for gone until all had time to report |
 //! | a member is slow | `slow` | it becomes a leaf: it follows the last of a line, nobody follows it |
 //! | a member sends garbage | the report of one that was to follow it | it becomes a leaf |
+//! | a member has part of the image from elsewhere | holds and lacks less than all | it becomes a leaf, where it is one of few |
 //! | a member serves nothing, a trunk is down | somebody starves behind one that has more | it passes over that one, or over that whole rack, for [`AVOID`] |
 
 mod choose;
@@ -54,6 +55,7 @@ pub const MAX_MEMBERS: usize = 20_000;
 pub const MAX_NAMED: usize = 64;
 /// How many others one member may accuse before it is not believed any more.
 const MAX_ACCUSED: u32 = 4;
+
 /// Rates in bytes a second; what is not known or not limited is `None`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Settings {
@@ -84,6 +86,8 @@ pub struct Reporter {
     /// Machines of one rack share a switch; empty where nothing is known.
     pub rack: Arc<str>,
     pub address: IpAddr,
+    /// Where it reaches the appliance, which serves every frame.
+    pub appliance: SocketAddr,
     /// A person waits for it.
     pub first: bool,
 }
@@ -115,6 +119,8 @@ pub enum Why {
     Garbage,
     /// It has no port that others could reach.
     ServesNobody,
+    /// Part of the image is on its disk already, and nobody can have that from it.
+    HoldsPart,
 }
 
 #[derive(Debug)]
@@ -122,8 +128,11 @@ pub struct Member {
     pub machine: MachineId,
     pub rack: Arc<str>,
     pub address: SocketAddr,
+    appliance: SocketAddr,
     pub standing: Standing,
+    /// Frames it can serve, and those it waits for.
     pub frames: u32,
+    pub lacking: u32,
     pub bytes: u64,
     pub starved_ms: u32,
     /// Whom it was told to follow last; `None`: the appliance.
@@ -188,7 +197,6 @@ pub struct Traffic {
 #[derive(Debug)]
 pub struct Swarm {
     settings: Settings,
-    appliance: SocketAddr,
     /// Frames of the image.
     frames: u32,
     data_size: u64,
@@ -210,11 +218,10 @@ pub struct Swarm {
 }
 
 impl Swarm {
-    /// `appliance` serves every frame; an image has `frames` of them, `data_size` bytes together.
-    pub fn new(settings: Settings, appliance: SocketAddr, frames: u32, data_size: u64) -> Self {
+    /// An image has `frames` frames, `data_size` bytes together.
+    pub fn new(settings: Settings, frames: u32, data_size: u64) -> Self {
         Self {
             settings,
-            appliance,
             frames,
             data_size,
             members: HashMap::new(),
@@ -265,7 +272,7 @@ impl Swarm {
         self.heard = now;
         self.expire(now);
         if !self.members.contains_key(&who.machine) && self.members.len() >= MAX_MEMBERS {
-            let predecessors = vec![self.appliance];
+            let predecessors = vec![who.appliance];
             return Plan { predecessors, upload_limit: self.settings.upload_limit, needed: false, seat: 0 };
         }
         let id = who.machine;
@@ -274,7 +281,7 @@ impl Swarm {
         self.take_its_place(id, report);
         self.look_at_pace(now, id);
         self.look_at_hunger(now, id);
-        self.choose(now, id)
+        self.choose(now, who)
     }
 
     /// Members that have been silent too long; called with each report, and now and then where there is none.
@@ -290,7 +297,7 @@ impl Swarm {
                 member.alarm = due;
                 self.alarms.insert((due, id));
             } else if member.is_here() {
-                let complete = member.frames >= self.frames;
+                let complete = member.is_done();
                 member.standing = Standing::Gone;
                 member.alarm = member.due();
                 self.alarms.insert((member.alarm, id));
@@ -337,7 +344,9 @@ impl Swarm {
         let moved = ahead || member.rack != who.rack;
         let before = std::mem::replace(&mut member.address, address);
         member.heard = now;
+        member.appliance = who.appliance;
         member.frames = report.frames.min(self.frames);
+        member.lacking = report.lacking.min(self.frames - member.frames);
         member.bytes = report.bytes.min(self.data_size);
         member.starved_ms = report.starved_ms;
         if before != address {
@@ -357,7 +366,7 @@ impl Swarm {
     /// nothing.
     fn count(&mut self, id: MachineId, report: &SwarmReport) {
         for source in report.from.iter().take(MAX_NAMED) {
-            let (other, appliance) = (self.by_address.get(&source.address), source.address == self.appliance);
+            let other = self.by_address.get(&source.address);
             let from = other.and_then(|other| self.members.get(other)).map(|m| m.rack.clone());
             let Some(member) = self.members.get_mut(&id) else { return };
             if member.from.len() >= MAX_NAMED && !member.from.contains_key(&source.address) {
@@ -368,9 +377,10 @@ impl Swarm {
             let bytes = source.bytes.saturating_sub(before).min(room);
             member.counted += bytes;
             let (sum, outside) = match from {
-                _ if appliance => (&mut self.traffic.appliance, true),
                 Some(rack) if rack == member.rack => (&mut self.traffic.same_rack, false),
                 Some(_) => (&mut self.traffic.other_rack, true),
+                // By its frame server or over HTTP.
+                None if source.address.ip() == member.appliance.ip() => (&mut self.traffic.appliance, true),
                 None => (&mut self.traffic.unknown, true),
             };
             *sum += bytes;
@@ -410,9 +420,12 @@ impl Swarm {
     }
 
     fn take_its_place(&mut self, id: MachineId, report: &SwarmReport) {
-        let Some(member) = self.members.get_mut(&id) else { return };
-        if report.port == 0 && member.leaf.is_none() {
+        let Some(member) = self.members.get(&id) else { return };
+        if report.port == 0 {
             self.make_leaf(id, Why::ServesNobody);
+        } else if member.frames + member.lacking < self.frames && self.leaves.len() * 4 <= self.lines.len() {
+            // Where many have the same part already, they want the same rest, and a line is right for that.
+            self.make_leaf(id, Why::HoldsPart);
         }
         if report.leaving {
             self.step_out(id);
@@ -466,10 +479,10 @@ impl Swarm {
     /// It starves behind one that has more: pass over that one for a while, or over its whole rack if it is another one.
     fn look_at_hunger(&mut self, now: Millis, id: MachineId) {
         let Some(member) = self.members.get(&id) else { return };
-        let hungry = member.frames < self.frames && member.starved_ms >= STARVED;
+        let hungry = !member.is_done() && member.starved_ms >= STARVED;
         let Some(front) = member.follows.and_then(|front| self.members.get(&front)) else { return };
         // Where the one before starves as well, it is for somebody further up to find another way.
-        let fed = front.frames >= self.frames || front.starved_ms < STARVED / 2;
+        let fed = front.is_done() || front.starved_ms < STARVED / 2;
         if !hungry || !fed || front.frames <= member.frames {
             return;
         }
@@ -492,8 +505,10 @@ impl Member {
             machine: who.machine,
             rack: who.rack.clone(),
             address,
+            appliance: who.appliance,
             standing: Standing::Line,
             frames: 0,
+            lacking: 0,
             bytes: 0,
             starved_ms: 0,
             follows: None,
@@ -514,6 +529,11 @@ impl Member {
 
     pub fn is_here(&self) -> bool {
         matches!(self.standing, Standing::Line | Standing::Leaf(_))
+    }
+
+    /// It has all that it wants.
+    pub fn is_done(&self) -> bool {
+        self.lacking == 0
     }
 
     /// Bytes a second of late.

@@ -75,11 +75,10 @@ impl Swarm {
     fn is_a_step(&self, front: MachineId, id: MachineId, after: Option<MachineId>) -> bool {
         let at = |id| self.members.get(&id);
         let (Some(front), Some(member), Some(after)) = (at(front), at(id), after.and_then(at)) else { return false };
-        let done = |frames: u32| frames >= self.frames;
-        if done(member.frames) || done(after.frames) || front.frames <= member.frames {
+        if member.is_done() || after.is_done() || front.frames <= member.frames {
             return false;
         }
-        let rate = if done(front.frames) { front.pace.best } else { front.pace.rate };
+        let rate = if front.is_done() { front.pace.best } else { front.pace.rate };
         let allowed = rate.min(self.settings.upload_limit.unwrap_or(u64::MAX));
         let share = allowed / if self.leaf_of(front.machine).is_some() { 2 } else { 1 };
         let held_up = after.pace.rate <= member.pace.rate + member.pace.rate / 4;
@@ -123,11 +122,9 @@ impl Swarm {
         let (Some(first), Some(next)) = (self.members.get(&id), after.and_then(|a| self.members.get(&a))) else {
             return;
         };
-        let settled = first.pace.rate > 0
-            && first.pace.windows >= STRIKES
-            && next.pace.windows >= 1
-            && first.frames < self.frames;
-        let as_slow = next.pace.rate <= first.pace.rate + first.pace.rate / 4 && next.frames < self.frames;
+        let settled =
+            first.pace.rate > 0 && first.pace.windows >= STRIKES && next.pace.windows >= 1 && !first.is_done();
+        let as_slow = next.pace.rate <= first.pace.rate + first.pace.rate / 4 && !next.is_done();
         if !settled || !as_slow || first.pace.compared {
             return;
         }

@@ -17,7 +17,13 @@ fn machine(n: u32) -> MachineId {
 
 fn who(n: u32, rack: &str) -> Reporter {
     let [_, a, b, c] = n.to_be_bytes();
-    Reporter { machine: machine(n), rack: rack.into(), address: IpAddr::from([10, 1 + a, b, c]), first: false }
+    Reporter {
+        machine: machine(n),
+        rack: rack.into(),
+        address: IpAddr::from([10, 1 + a, b, c]),
+        appliance: APPLIANCE,
+        first: false,
+    }
 }
 
 fn address(n: u32) -> SocketAddr {
@@ -30,6 +36,7 @@ fn report(frames: u32) -> SwarmReport {
         port: 4000,
         frames,
         bytes: u64::from(frames) * 1000,
+        lacking: FRAMES.saturating_sub(frames),
         from: Vec::new(),
         garbage: Vec::new(),
         starved_ms: 0,
@@ -39,7 +46,7 @@ fn report(frames: u32) -> SwarmReport {
 }
 
 fn swarm() -> Swarm {
-    Swarm::new(Settings::default(), APPLIANCE, FRAMES, u64::from(FRAMES) * 1000)
+    Swarm::new(Settings::default(), FRAMES, u64::from(FRAMES) * 1000)
 }
 
 fn joined(swarm: &mut Swarm, members: &[(u32, &str)]) {
@@ -179,7 +186,7 @@ fn a_person_waits_for_it() {
 #[test]
 fn limits_of_machine_and_rack() {
     let settings = Settings { upload_limit: Some(50), rack_limit: Some(20), ..Settings::default() };
-    let mut s = Swarm::new(settings, APPLIANCE, FRAMES, 1000);
+    let mut s = Swarm::new(settings, FRAMES, 1000);
     joined(&mut s, &[(1, "a"), (2, "a"), (3, "b")]);
     let limit = |s: &mut Swarm, n, rack| s.report(10, &who(n, rack), &report(0)).upload_limit;
     assert_eq!([limit(&mut s, 1, "a"), limit(&mut s, 2, "a")], [Some(50), Some(20)]);
@@ -263,7 +270,7 @@ proptest! {
         acts in prop::collection::vec(act(), 1..400),
     ) {
         let settings = Settings { uplink: Some(lines * 100), machine_link: Some(100), ..Settings::default() };
-        let mut s = Swarm::new(settings, APPLIANCE, FRAMES, u64::from(FRAMES) * 1000);
+        let mut s = Swarm::new(settings, FRAMES, u64::from(FRAMES) * 1000);
         let mut all: HashMap<u32, (u8, u32)> = HashMap::new();
         let mut now = 0;
         for act in acts {
@@ -320,7 +327,7 @@ proptest! {
         racks in 1u32..8,
     ) {
         let settings = Settings { uplink: Some(lines * 100), machine_link: Some(100), ..Settings::default() };
-        let mut s = Swarm::new(settings, APPLIANCE, FRAMES, u64::from(FRAMES) * 1000);
+        let mut s = Swarm::new(settings, FRAMES, u64::from(FRAMES) * 1000);
         for n in &order {
             s.report(0, &who(*n, &(n % racks).to_string()), &report(0));
         }

@@ -69,7 +69,7 @@ impl Hall {
         let mut nodes = vec![server];
         // They come within a second of each other, racks mixed.
         nodes.extend((0..racks * each).map(|i| node(i % racks, (i as Millis * 379) % 1000)));
-        let swarm = Swarm::new(settings, APPLIANCE, IMAGE, u64::from(IMAGE));
+        let swarm = Swarm::new(settings, IMAGE, u64::from(IMAGE));
         Self { nodes, swarm, settings, now: 0, trunk: 1.0, trunks: vec![true; racks], into: vec![0; racks], sent: 0 }
     }
 
@@ -89,6 +89,7 @@ impl Hall {
         let report = SwarmReport {
             frames: node.log.len() as u32,
             bytes: node.log.len() as u64,
+            lacking: IMAGE - node.log.len() as u32,
             starved_ms: starving,
             seat: node.seat,
             from: node.from.iter().map(|(i, bytes)| SwarmSource { address: of(*i), bytes: *bytes }).collect(),
@@ -345,7 +346,7 @@ fn the_appliance_restarts_in_the_middle() {
         5000 => h.nodes[SERVER].alive = false,
         12000 => {
             h.nodes[SERVER].alive = true;
-            h.swarm = Swarm::new(h.settings, APPLIANCE, IMAGE, u64::from(IMAGE));
+            h.swarm = Swarm::new(h.settings, IMAGE, u64::from(IMAGE));
         }
         _ => {}
     });
