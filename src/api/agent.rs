@@ -13,7 +13,7 @@ use axum::response::Response;
 use serde::Deserialize;
 
 use super::{Failure, Shared};
-use crate::engine::About;
+use crate::engine::{About, Engine};
 use crate::error::{Error, Result};
 use crate::httpd;
 use crate::image::{Entry, Library};
@@ -24,11 +24,11 @@ use crate::machine::{Digest, MachineId};
 /// MAC addresses in one hello: a server with 16 ports and its virtual functions stays below.
 const MAX_MACS: usize = 256;
 
-fn allowed(s: &Shared, headers: &HeaderMap, machine: MachineId) -> Result<()> {
+pub(super) fn allowed(engine: &Engine, headers: &HeaderMap, machine: MachineId) -> Result<()> {
     let token =
         headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| v.strip_prefix("Bearer "));
     match token {
-        Some(token) if s.engine.token_fits(machine, token) => Ok(()),
+        Some(token) if engine.token_fits(machine, token) => Ok(()),
         _ => Err(Error::refused("agent.token", "the token does not belong to this machine")
             .hint("boot the machine from the network again: the boot script carries its token")),
     }
@@ -41,7 +41,7 @@ pub async fn hello(
     body: std::result::Result<Json<Hello>, JsonRejection>,
 ) -> Result<Json<Welcome>, Failure> {
     let hello = parsed(body)?;
-    allowed(&s, &headers, hello.machine)?;
+    allowed(&s.engine, &headers, hello.machine)?;
     if hello.version != link::VERSION {
         return Err(Error::refused(
             "agent.version",
@@ -81,7 +81,7 @@ pub async fn order(
     Query(query): Query<After>,
     headers: HeaderMap,
 ) -> Result<Json<Issued>, Failure> {
-    allowed(&s, &headers, machine)?;
+    allowed(&s.engine, &headers, machine)?;
     let known = s.engine.machine(machine).and_then(|m| m.agent_mode());
     let mode = known.ok_or_else(|| {
         Error::not_found("agent.unknown", "no agent of this machine has said hello since it booted")
@@ -97,7 +97,7 @@ pub async fn progress(
     headers: HeaderMap,
     body: std::result::Result<Json<Progress>, JsonRejection>,
 ) -> Result<StatusCode, Failure> {
-    allowed(&s, &headers, machine)?;
+    allowed(&s.engine, &headers, machine)?;
     s.engine.set_progress(machine, parsed(body)?);
     Ok(StatusCode::NO_CONTENT)
 }
@@ -108,7 +108,7 @@ pub async fn report(
     headers: HeaderMap,
     body: std::result::Result<Json<Report>, JsonRejection>,
 ) -> Result<StatusCode, Failure> {
-    allowed(&s, &headers, machine)?;
+    allowed(&s.engine, &headers, machine)?;
     let Report { number, outcome } = parsed(body)?;
     // Only the installed system can speak for itself, only the RAM system of the disks.
     let mode = s.engine.machine(machine).and_then(|m| m.agent_mode());
@@ -155,6 +155,6 @@ fn image(s: &Shared, digest: Digest) -> Result<Entry> {
     })
 }
 
-fn parsed<T>(body: std::result::Result<Json<T>, JsonRejection>) -> Result<T> {
+pub(super) fn parsed<T>(body: std::result::Result<Json<T>, JsonRejection>) -> Result<T> {
     body.map(|Json(body)| body).map_err(|e| Error::input("request.body", e.body_text()))
 }

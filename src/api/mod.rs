@@ -6,6 +6,7 @@ mod boot;
 pub mod client;
 mod machines;
 mod problem;
+pub mod swarm;
 mod switches;
 pub mod view;
 

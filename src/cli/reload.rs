@@ -103,6 +103,7 @@ impl Reload {
         for (part, same) in [
             ("site", format!("{:?}", new.site) == format!("{:?}", self.current.site)),
             ("api", format!("{:?}", new.api) == format!("{:?}", self.current.api)),
+            ("swarm", format!("{:?}", new.swarm) == format!("{:?}", self.current.swarm)),
             ("host", format!("{:?}", new.host) == format!("{:?}", self.current.host)),
         ] {
             if !same {

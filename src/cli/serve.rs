@@ -24,6 +24,9 @@ use crate::image::{Cache, Library, PublicKey, RamSystem, ram};
 use crate::lifecycle::{BmcAccount, Event, Expectation, SwitchPort};
 use crate::store::seal::Seal;
 use crate::store::{self, Db};
+use crate::swarm::plan::Settings;
+use crate::swarm::tracker::Tracker;
+use crate::swarm::{self, ServeLimits};
 use crate::{bmc, boot};
 
 #[derive(clap::Args)]
@@ -66,6 +69,7 @@ pub async fn run(args: Args) -> Result<()> {
     raise_file_limit();
     let people = people_listener(config.api.listen)?;
     let machines = machines_listener(&config).await?;
+    let tracker = swarms(&config, &library, site.seal.derive("swarm"), stop.clone()).await?;
     let engine = Engine::start(site, stop.clone()).await?;
     import(&engine, &config, &switches).await?;
 
@@ -90,11 +94,14 @@ pub async fn run(args: Args) -> Result<()> {
     let images = library.clone();
     let web = Arc::<httpd::Counters>::default();
     let shared = Shared { engine: engine.clone(), library, boot, monitor, web: web.clone(), ssh_keys };
+    let swarms = api::swarm::Site { engine: engine.clone(), tracker };
+    tokio::spawn(api::swarm::watch(swarms.clone(), stop.clone()));
     let router = api::agents(shared.clone()).merge(boot::http::router(boot_site.clone()));
+    let router = router.merge(api::swarm::agents(swarms.clone()));
     let router = router.merge(switch::http::router(switches));
     let find = move |path: &str| boot_site.file(path).map(Path::to_owned).or_else(|| api::image_file(&images, path));
     let for_machines = Server::new(find, router, Limits::default(), web, stop.clone());
-    let for_people = api::people(shared).merge(console::router(engine));
+    let for_people = api::people(shared).merge(api::swarm::people(swarms)).merge(console::router(engine));
     let address = people.local_addr().unwrap_or(config.api.listen);
     tracing::info!(site = %config.site.name, console = %format!("http://{address}/"), machines = %config.boot.url, "ready");
     let serving = async {
@@ -155,6 +162,31 @@ async fn machines_listener(config: &Config) -> Result<TcpListener> {
             .because(e)
             .hint(format!("stop what uses the port: `ss -ltnp 'sport = :{port}'`"))
     })
+}
+
+/// Who plans the swarms; and the appliance's own frame server, from now until the stop.
+async fn swarms(
+    config: &Config,
+    library: &Arc<Library>,
+    secret: [u8; 32],
+    stop: CancellationToken,
+) -> Result<Arc<Tracker>> {
+    let port = config.swarm.port.get();
+    let listener = TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, port)).await.map_err(|e| {
+        Error::config("serve.port", format!("cannot listen on port {port} for swarms"))
+            .because(e)
+            .hint("stop what uses the port, or set swarm.port to another")
+    })?;
+    let bytes = |mbit: Option<std::num::NonZeroU32>| mbit.map(|mbit| u64::from(mbit.get()) * 125_000);
+    let settings = Settings {
+        uplink: bytes(config.swarm.uplink_mbit),
+        machine_link: bytes(config.swarm.machine_link_mbit),
+        upload_limit: bytes(config.swarm.machine_upload_mbit),
+        rack_limit: bytes(config.swarm.rack_uplink_mbit),
+    };
+    let server = swarm::Server::new(ServeLimits::default());
+    tokio::spawn(server.clone().serve(listener, stop));
+    Ok(Arc::new(Tracker::new(library.clone(), server, settings, port, secret)))
 }
 
 /// Everything that firmware, iPXE and the RAM system fetch.

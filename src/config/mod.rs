@@ -5,6 +5,7 @@
 pub mod expected;
 
 use std::net::SocketAddr;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -23,6 +24,8 @@ pub struct Config {
     pub boot: BootConfig,
     #[serde(default)]
     pub host: Host,
+    #[serde(default)]
+    pub swarm: Swarm,
     /// What every switch is told besides its own entry.
     #[serde(default)]
     pub services: Services,
@@ -61,6 +64,29 @@ impl Default for Api {
 
 fn loopback() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 8480))
+}
+
+/// How one image reaches many machines: from machine to machine, in lines that the appliance plans.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Swarm {
+    /// TCP port on which the appliance itself serves frames.
+    pub port: NonZeroU16,
+    /// What the appliance may send to members, all together; with `machine_link_mbit` it also says how many lines it feeds.
+    pub uplink_mbit: Option<NonZeroU32>,
+    /// The link of one machine.
+    pub machine_link_mbit: Option<NonZeroU32>,
+    /// What one machine may send to others.
+    pub machine_upload_mbit: Option<NonZeroU32>,
+    /// What one machine may send to another rack.
+    pub rack_uplink_mbit: Option<NonZeroU32>,
+}
+
+impl Default for Swarm {
+    fn default() -> Self {
+        let port = NonZeroU16::new(7070).unwrap_or(NonZeroU16::MAX);
+        Self { port, uplink_mbit: None, machine_link_mbit: None, machine_upload_mbit: None, rack_uplink_mbit: None }
+    }
 }
 
 /// What every delivered host has to meet.
@@ -115,6 +141,14 @@ impl Config {
             toml::from_str(text).map_err(|e| Error::config("config.invalid", e.to_string().trim_end()))?;
         config.boot.check()?;
         switch::check(&config.switches, &config.boot)?;
+        let swarm = config.swarm.port.get();
+        if swarm == config.boot.port() || swarm == config.api.listen.port() {
+            return Err(Error::config(
+                "config.invalid",
+                format!("swarm.port {swarm} is that of boot.url or api.listen"),
+            )
+            .hint("the swarm needs a port of its own; 7070 is used where none is named"));
+        }
         let floor = &config.host.kernel_floor;
         let numbers: Vec<_> = floor.split('.').map(str::parse::<u16>).collect();
         if numbers.len() != 2 || numbers.iter().any(Result::is_err) {

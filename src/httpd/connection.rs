@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tower::ServiceExt;
 
+use super::Reached;
 use super::answer::{Answer, Body, answer, date};
 use super::count::Event;
 use super::send::{Fault, Sender};
@@ -217,11 +218,12 @@ impl Connection {
     /// The request in the buffer goes to the router, and with it the connection.
     async fn route(self) {
         let Self { stream, peer, buffer, shared } = self;
+        let reached = stream.local_addr().ok().map(|address| Reached(address.ip().to_canonical()));
         let (read, write) = stream.into_split();
         let read = AsyncReadExt::chain(Cursor::new(buffer), read);
         let io = TokioIo::new(tokio::io::join(read, write));
         let state = shared.clone();
-        let service = service_fn(move |request| routed(state.clone(), peer, request));
+        let service = service_fn(move |request| routed(state.clone(), peer, reached, request));
         let serving = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(shared.limits.idle)
@@ -245,10 +247,18 @@ impl Connection {
 }
 
 /// The router's answer, or 503 when it takes too long.
-async fn routed(shared: Arc<Shared>, peer: SocketAddr, request: Request<Incoming>) -> Result<Response, Infallible> {
+async fn routed(
+    shared: Arc<Shared>,
+    peer: SocketAddr,
+    reached: Option<Reached>,
+    request: Request<Incoming>,
+) -> Result<Response, Infallible> {
     shared.counters.add(Event::Router, Some(peer));
     let mut request = request.map(axum::body::Body::new);
     request.extensions_mut().insert(ConnectInfo(peer));
+    if let Some(reached) = reached {
+        request.extensions_mut().insert(reached);
+    }
     let method = request.method().clone();
     match timeout(shared.limits.router, shared.router.clone().oneshot(request)).await {
         Ok(response) => response,

@@ -21,6 +21,7 @@ mod send;
 mod server;
 
 use std::io::{Seek, SeekFrom};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use axum::body::Body;
@@ -35,6 +36,10 @@ pub use server::{Limits, Server};
 
 /// From the path of a URL, as the client wrote it and without the query, to the file that is served there.
 pub type Find = dyn Fn(&str) -> Option<PathBuf> + Send + Sync;
+
+/// Extension of each request: the address of ours at which the client reached us.
+#[derive(Debug, Clone, Copy)]
+pub struct Reached(pub IpAddr);
 
 /// Bytes that are read at once where a file goes through user space.
 const PIECE: usize = 256 << 10;

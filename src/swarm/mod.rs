@@ -7,6 +7,7 @@ pub mod announce;
 pub mod group;
 pub mod plan;
 pub mod torrent;
+pub mod tracker;
 pub mod wire;
 mod backoff;
 mod crew;

@@ -22,7 +22,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("handoff", &["image", "lifecycle", "link"]),
     ("agent", &["image", "ipmi", "link", "swarm"]),
     ("engine", &["bmc", "boot", "handoff", "image", "lifecycle", "link", "store", "template"]),
-    ("api", &["boot", "engine", "httpd", "image", "lifecycle", "link"]),
+    ("api", &["boot", "engine", "httpd", "image", "lifecycle", "link", "swarm"]),
     ("console", &["api", "engine"]),
     ("lab", &["api", "config", "image", "link"]),
     (
@@ -42,6 +42,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "lifecycle",
             "link",
             "store",
+            "swarm",
         ],
     ),
 ];

@@ -25,4 +25,5 @@ mod site;
 mod swarm;
 mod switch;
 mod tftp;
+mod tracker;
 mod wire;

@@ -23,6 +23,7 @@ mod line;
 mod slow;
 #[cfg(test)]
 mod tests;
+mod traffic;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -30,6 +31,7 @@ use std::sync::Arc;
 
 use line::Lines;
 use slow::Pace;
+pub use traffic::Traffic;
 
 use crate::link::SwarmReport;
 use crate::machine::MachineId;
@@ -155,6 +157,11 @@ pub struct Member {
     from: HashMap<SocketAddr, u64>,
     /// Bytes of its reports that were counted.
     counted: u64,
+    pub from_peers: u64,
+    pub from_appliance: u64,
+    joined: Millis,
+    /// It was seen to lack something, and not yet to have everything.
+    fetching: bool,
     /// Addresses of its last two plans.
     told: Vec<SocketAddr>,
 }
@@ -181,16 +188,13 @@ pub enum Note {
     Gone {
         member: MachineId,
     },
-}
-
-/// Bytes that were fetched, by where they came from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Traffic {
-    pub appliance: u64,
-    pub same_rack: u64,
-    pub other_rack: u64,
-    /// From an address that belongs to no member.
-    pub unknown: u64,
+    /// It has all that it wanted, so many milliseconds after its first report.
+    Done {
+        member: MachineId,
+        from_peers: u64,
+        from_appliance: u64,
+        took: Millis,
+    },
 }
 
 /// The swarm of one image.
@@ -246,17 +250,17 @@ impl Swarm {
         self.members.get(&id)
     }
 
+    /// Of the image.
+    pub fn frames(&self) -> u32 {
+        self.frames
+    }
+
+    pub fn data_size(&self) -> u64 {
+        self.data_size
+    }
+
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
-    }
-
-    pub fn traffic(&self) -> Traffic {
-        self.traffic
-    }
-
-    /// Rack and bytes that came into it.
-    pub fn into_racks(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.into_rack.iter().map(|(rack, bytes)| (&**rack, *bytes))
     }
 
     /// What happened since it was asked last.
@@ -277,6 +281,7 @@ impl Swarm {
         }
         let id = who.machine;
         self.take_in(now, who, report);
+        self.count(now, id, report);
         self.believe(id, &report.garbage);
         self.take_its_place(id, report);
         self.look_at_pace(now, id);
@@ -284,8 +289,16 @@ impl Swarm {
         self.choose(now, who)
     }
 
-    /// Members that have been silent too long; called with each report, and now and then where there is none.
-    pub fn expire(&mut self, now: Millis) {
+    /// Now and then. Where nobody says anything, it may be that the appliance cannot hear; there is time to wait.
+    pub fn tick(&mut self, now: Millis) {
+        let silent = now.saturating_sub(self.heard);
+        if !(DEAF..KEEP).contains(&silent) {
+            self.expire(now);
+        }
+    }
+
+    /// Members that have been silent too long.
+    fn expire(&mut self, now: Millis) {
         while let Some((at, id)) = self.alarms.first().copied()
             && at <= now
             && now >= self.grace
@@ -315,7 +328,7 @@ impl Swarm {
 
     fn note(&mut self, note: Note) {
         // Nobody may be there to ask.
-        if self.notes.len() < 1024 {
+        if self.notes.len() < 2 * MAX_MEMBERS {
             self.notes.push(note);
         }
     }
@@ -357,35 +370,6 @@ impl Swarm {
             self.step_out(id);
             if let Some(member) = self.members.get_mut(&id) {
                 member.rack = who.rack.clone();
-            }
-        }
-        self.count(id, report);
-    }
-
-    /// What came from whom since its last report. The numbers are the member's own: they count up to a bound, and decide
-    /// nothing.
-    fn count(&mut self, id: MachineId, report: &SwarmReport) {
-        for source in report.from.iter().take(MAX_NAMED) {
-            let other = self.by_address.get(&source.address);
-            let from = other.and_then(|other| self.members.get(other)).map(|m| m.rack.clone());
-            let Some(member) = self.members.get_mut(&id) else { return };
-            if member.from.len() >= MAX_NAMED && !member.from.contains_key(&source.address) {
-                continue;
-            }
-            let before = member.from.insert(source.address, source.bytes).unwrap_or(0);
-            let room = self.data_size.saturating_mul(4).saturating_sub(member.counted);
-            let bytes = source.bytes.saturating_sub(before).min(room);
-            member.counted += bytes;
-            let (sum, outside) = match from {
-                Some(rack) if rack == member.rack => (&mut self.traffic.same_rack, false),
-                Some(_) => (&mut self.traffic.other_rack, true),
-                // By its frame server or over HTTP.
-                None if source.address.ip() == member.appliance.ip() => (&mut self.traffic.appliance, true),
-                None => (&mut self.traffic.unknown, true),
-            };
-            *sum += bytes;
-            if outside {
-                *self.into_rack.entry(member.rack.clone()).or_default() += bytes;
             }
         }
     }
@@ -523,6 +507,10 @@ impl Member {
             accused: 0,
             from: HashMap::new(),
             counted: 0,
+            from_peers: 0,
+            from_appliance: 0,
+            joined: now,
+            fetching: false,
             told: Vec::new(),
         }
     }

@@ -1,0 +1,391 @@
+//! Three machines get one image from each other by the plans of a real appliance: its API, its frame server, its timeline.
+//! On the loopback, each machine with an address of its own.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rackline::api;
+use rackline::bmc::{Fleet, Settings as BmcSettings};
+use rackline::engine::{About, Engine, SeedFacts, Site};
+use rackline::httpd;
+use rackline::image::chunk::{PackOptions, pack};
+use rackline::image::manifest::Boot;
+use rackline::image::{Library, Manifest, SignedManifest, SigningKey};
+use rackline::lifecycle::{Event, Expectation};
+use rackline::link::{SwarmPlan, SwarmReport, SwarmSource};
+use rackline::machine::{Digest, Firmware, MachineId, Place, Serial};
+use rackline::store::Db;
+use rackline::store::seal::Seal;
+use rackline::swarm::announce::{Answer, announcer, linger};
+use rackline::swarm::plan::Settings;
+use rackline::swarm::tracker::{SwarmList, SwarmView, Tracker};
+use rackline::swarm::{Frame, Holdings, RamKeep, Relay, RelayLimits, ServeLimits, Server, Source, Wanted};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+const MIB: usize = 1 << 20;
+const IMAGE: usize = 20 * MIB;
+/// Longer than anything here may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn loopback(last: u8) -> IpAddr {
+    Ipv4Addr::new(127, 77, 0, last).into()
+}
+
+/// The appliance's folder: state, signing key and one image, which does not compress.
+struct Home {
+    dir: tempfile::TempDir,
+    manifest: Arc<Manifest>,
+    digest: Digest,
+    data: Vec<u8>,
+}
+
+impl Home {
+    fn new() -> Self {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let key = SigningKey::load_or_create(&dir.path().join("signing.key")).unwrap();
+        let mut disk = vec![0; IMAGE];
+        blake3::Hasher::new().update(b"rackline tracker").finalize_xof().fill(&mut disk);
+        let mut data = Vec::new();
+        let options = PackOptions { chunk_size: (MIB / 2) as u32, level: 1, threads: 2 };
+        let packed = pack(&disk[..], IMAGE as u64, &mut data, options, &|_| {}).unwrap();
+        let boot = Boot {
+            root_label: "root".into(),
+            release: "6.1".into(),
+            kernel: "/vmlinuz".into(),
+            initrd: "/initrd.img".into(),
+            command_line: "ro".into(),
+        };
+        let manifest = Manifest {
+            name: "test".into(),
+            release: "20261121-00000000".into(),
+            arch: "amd64".into(),
+            roles: vec![],
+            firmware: vec![Firmware::Bios],
+            disk_size: packed.disk_size,
+            chunk_size: packed.chunk_size,
+            used_bytes: packed.used_bytes,
+            data_size: packed.data_size,
+            boot,
+            labels: BTreeMap::new(),
+            chunks: packed.chunks,
+        };
+        let signed = SignedManifest::sign(&manifest, &key).unwrap();
+        let folder = dir.path().join("images/test-20261121-00000000");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("disk.zst"), &data).unwrap();
+        std::fs::write(folder.join("manifest"), signed.encode()).unwrap();
+        Self { dir, digest: signed.digest(), manifest: Arc::new(manifest), data }
+    }
+}
+
+/// Ends like a process when it is dropped: with all its connections.
+struct Appliance {
+    engine: Engine,
+    /// API for agents and for people.
+    web: SocketAddr,
+    frames: SocketAddr,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Drop for Appliance {
+    fn drop(&mut self) {
+        self.runtime.take().unwrap().shutdown_background();
+    }
+}
+
+/// On this port, as soon as it is free.
+async fn listen(port: u16) -> std::net::TcpListener {
+    let begun = Instant::now();
+    loop {
+        match std::net::TcpListener::bind((loopback(1), port)) {
+            Ok(listener) => {
+                listener.set_nonblocking(true).unwrap();
+                return listener;
+            }
+            Err(e) => assert!(begun.elapsed() < PATIENCE, "{e}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+impl Appliance {
+    /// `uplink`: bytes a second. `ports` of the one before, or 0.
+    async fn start(home: &Path, uplink: u64, ports: [u16; 2]) -> Self {
+        let (web, frames) = (listen(ports[0]).await, listen(ports[1]).await);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let addresses = (web.local_addr().unwrap(), frames.local_addr().unwrap());
+        let home = home.to_owned();
+        let engine = runtime.spawn(async move { serve(&home, uplink, web, frames).await }).await.unwrap();
+        Self { engine, web: addresses.0, frames: addresses.1, runtime: Some(runtime) }
+    }
+
+    async fn stop(self) -> [u16; 2] {
+        [self.web.port(), self.frames.port()]
+    }
+
+    async fn expect(&self, name: &str, rack: &str) -> MachineId {
+        let serial = Serial::parse(&format!("SER{name}")).unwrap();
+        let place = Some(Place { rack: rack.into(), unit: 1 });
+        let row = Expectation { name: name.into(), serial: serial.clone(), mac: None, place, bmc: None, ports: vec![] };
+        self.engine.submit(About::Serial { serial, name: name.into() }, Event::Expected(row)).await.unwrap()
+    }
+
+    async fn swarm(&self) -> Option<SwarmView> {
+        let client = api::client::Client::new(&format!("http://{}", self.web)).unwrap();
+        let mut list: SwarmList = client.get("/api/v1/swarm").await.unwrap();
+        assert!(list.swarms.len() <= 1);
+        list.swarms.pop()
+    }
+
+    /// Until the timeline of this machine has such a sentence.
+    async fn told(&self, id: MachineId, part: &str) -> String {
+        let begun = Instant::now();
+        loop {
+            let events = self.engine.db().events(id, 0, 100).await.unwrap();
+            let sentences: Vec<String> = events.iter().map(|e| e.event.sentence()).collect();
+            if let Some(found) = sentences.iter().find(|s| s.contains(part)) {
+                return found.clone();
+            }
+            assert!(begun.elapsed() < PATIENCE, "no {part:?} in {sentences:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+async fn serve(home: &Path, uplink: u64, web: std::net::TcpListener, frames: std::net::TcpListener) -> Engine {
+    let seal = Seal::load_or_make(&home.join("site.key")).unwrap();
+    let secret = seal.derive("swarm");
+    let key = SigningKey::load_or_create(&home.join("signing.key")).unwrap();
+    let library = Arc::new(Library::open(&home.join("images"), &[key.public()]).unwrap());
+    let site = Site {
+        db: Db::open(home).await.unwrap(),
+        seal,
+        key,
+        fleet: Fleet::new(BmcSettings::default()),
+        seed: SeedFacts { url: "http://127.77.0.1".into(), kernel_floor: "6.1".into() },
+        boot_limit: 6,
+        switches: Default::default(),
+    };
+    let stop = CancellationToken::new();
+    let engine = Engine::start(site, stop.clone()).await.unwrap();
+    let server = Server::new(ServeLimits::default());
+    let frames = TcpListener::from_std(frames).unwrap();
+    let port = frames.local_addr().unwrap().port();
+    let settings = Settings { uplink: Some(uplink), ..Settings::default() };
+    let tracker = Arc::new(Tracker::new(library, server.clone(), settings, port, secret));
+    tokio::spawn(server.serve(frames, stop.clone()));
+    let swarms = api::swarm::Site { engine: engine.clone(), tracker };
+    tokio::spawn(api::swarm::watch(swarms.clone(), stop.clone()));
+    let router = api::swarm::agents(swarms.clone()).merge(api::swarm::people(swarms));
+    let web_server = httpd::Server::new(|_| None, router, httpd::Limits::default(), Default::default(), stop);
+    tokio::spawn(web_server.run(TcpListener::from_std(web).unwrap()));
+    engine
+}
+
+/// A machine's way to the appliance, from an address of its own.
+#[derive(Clone)]
+struct Link {
+    http: reqwest::Client,
+    url: String,
+    token: String,
+}
+
+impl Link {
+    fn new(appliance: &Appliance, id: MachineId, address: IpAddr) -> Self {
+        let http = reqwest::Client::builder().no_proxy().local_address(address).build().unwrap();
+        let url = format!("http://{}/agent/v1/{id}/swarm", appliance.web);
+        Self { http, url, token: appliance.engine.token(id) }
+    }
+
+    async fn send(&self, report: &SwarmReport) -> Result<reqwest::Response, reqwest::Error> {
+        self.http.post(&self.url).bearer_auth(&self.token).json(report).send().await
+    }
+
+    async fn tell(self, report: SwarmReport) -> Answer {
+        match self.send(&report).await {
+            Ok(answer) if answer.status() == 200 => answer.json().await.map_or(Answer::Lost, Answer::Plan),
+            Ok(answer) if answer.status() == 404 => Answer::Never,
+            _ => Answer::Lost,
+        }
+    }
+
+    async fn plan(&self, report: &SwarmReport) -> SwarmPlan {
+        let answer = self.send(report).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.json().await.unwrap()
+    }
+}
+
+/// Fetches the image as an agent does, serves it on, and stays until nobody needs it. Its bytes by who sent them.
+async fn member(link: Link, home: &Home, address: IpAddr) -> Vec<SwarmSource> {
+    let holdings = Arc::new(Holdings::empty(home.digest, home.manifest.clone(), Box::new(RamKeep::new(u64::MAX))));
+    let listener = TcpListener::bind((address, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (announcer, mut plan) = announcer();
+    let relay = Arc::new(Relay::new(holdings.clone(), plan.clone(), None, |_| false, |_| {}, RelayLimits::default()));
+    let server = Server::new(ServeLimits::default());
+    let (leave, stop) = (CancellationToken::new(), CancellationToken::new());
+    let serving = tokio::spawn(server.clone().serve(listener, stop.clone()));
+    let reporter = relay.clone();
+    let shared = holdings.clone();
+    let announcing = tokio::spawn(announcer.run(
+        leave.clone(),
+        move |leaving| reporter.report(port, leaving),
+        move |report| link.clone().tell(report),
+        move |plan| {
+            server.share(shared.clone(), &plan.key);
+            server.limit(plan.upload_limit);
+        },
+    ));
+    let wanted: Vec<Wanted> =
+        home.manifest.chunks.iter().map(|c| Wanted { index: c.index, offset: c.offset, len: c.length }).collect();
+    let (sink, mut frames) = mpsc::channel::<Frame>(4);
+    let check = async {
+        let mut count = 0;
+        while let Some(frame) = frames.recv().await {
+            let chunk = &home.manifest.chunks[holdings.frame_of(frame.index).unwrap() as usize];
+            let at = chunk.offset as usize;
+            assert!(frame.bytes == home.data[at..at + chunk.length as usize], "chunk {}", frame.index);
+            count += 1;
+        }
+        count
+    };
+    let fetched = async { tokio::join!(relay.fetch(&wanted, sink), check) };
+    let (fetched, count) = tokio::time::timeout(PATIENCE, fetched).await.expect("it does not end");
+    fetched.unwrap();
+    assert_eq!(count, wanted.len());
+    // The plan that follows its being complete.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(linger(&mut plan, PATIENCE).await);
+    leave.cancel();
+    announcing.await.unwrap();
+    stop.cancel();
+    serving.await.unwrap();
+    relay.report(port, true).from
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_machines_follow_one_another_and_the_shares_are_counted() {
+    let home = Home::new();
+    let appliance = Appliance::start(home.dir.path(), 8 * MIB as u64, [0, 0]).await;
+    let names = ["kvm-1", "kvm-2", "kvm-3"];
+    let mut ids = Vec::new();
+    for (name, rack) in names.into_iter().zip(["A", "A", "B"]) {
+        ids.push(appliance.expect(name, rack).await);
+    }
+    let members = (2..).zip(&ids).map(|(n, id)| member(Link::new(&appliance, *id, loopback(n)), &home, loopback(n)));
+    let from = futures::future::join_all(members).await;
+
+    let sent: u64 = from.iter().flatten().filter(|s| s.address == appliance.frames).map(|s| s.bytes).sum();
+    let all: u64 = from.iter().flatten().map(|s| s.bytes).sum();
+    let copies = |bytes: u64| bytes as f64 / IMAGE as f64;
+    assert!(
+        copies(all) >= 3.0 && copies(sent) < 1.7,
+        "{} copies, of them {} by the appliance",
+        copies(all),
+        copies(sent)
+    );
+    let swarm = appliance.swarm().await.unwrap();
+    assert_eq!((swarm.from_appliance_bytes, swarm.from_unknown_bytes), (sent, 0));
+    assert_eq!(swarm.from_same_rack_bytes + swarm.from_other_racks_bytes, all - sent);
+    assert_eq!(swarm.members.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(), names);
+    assert!(swarm.members.iter().all(|m| m.state == "left" && m.share == 1.0), "{:?}", swarm.members);
+    for (id, from) in ids.iter().zip(&from) {
+        let peers: u64 = from.iter().filter(|s| s.address != appliance.frames).map(|s| s.bytes).sum();
+        let all: u64 = from.iter().map(|s| s.bytes).sum();
+        let sentence = appliance.told(*id, "has all of test-20261121-00000000").await;
+        assert!(sentence.ends_with(&format!("{} % from other machines", peers * 100 / all)), "{sentence}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_appliance_restarts_while_three_machines_fetch() {
+    let home = Home::new();
+    let appliance = Appliance::start(home.dir.path(), 4 * MIB as u64, [0, 0]).await;
+    let mut links = Vec::new();
+    for (n, name) in (2..).zip(["kvm-1", "kvm-2", "kvm-3"]) {
+        let id = appliance.expect(name, "A").await;
+        links.push((n, Link::new(&appliance, id, loopback(10 + n))));
+    }
+    let members = links.iter().map(|(n, link)| member(link.clone(), &home, loopback(10 + n)));
+    let restart = async {
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        let before = appliance.swarm().await.unwrap();
+        assert!(before.members.len() == 3 && before.members.iter().any(|m| m.share < 1.0), "{before:?}");
+        let ports = appliance.stop().await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        Appliance::start(home.dir.path(), 8 * MIB as u64, ports).await
+    };
+    let (from, appliance) = tokio::join!(futures::future::join_all(members), restart);
+    let after = appliance.swarm().await.unwrap();
+    assert_eq!(after.members.len(), 3, "their reports have built it again");
+    assert!(after.members.iter().all(|m| m.share == 1.0));
+    let sent: u64 = from.iter().flatten().filter(|s| s.address == appliance.frames).map(|s| s.bytes).sum();
+    assert!(sent < 2 * IMAGE as u64, "{sent}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_machines_say_is_held_against_what_is_known() {
+    let home = Home::new();
+    let appliance = Appliance::start(home.dir.path(), 1 << 30, [0, 0]).await;
+    let (first, second) = (appliance.expect("kvm-1", "A").await, appliance.expect("kvm-2", "A").await);
+    let [one, two] = [(first, 31), (second, 32)].map(|(id, n)| Link::new(&appliance, id, loopback(n)));
+    let report = SwarmReport {
+        image: home.digest,
+        port: 4000,
+        frames: 0,
+        bytes: 0,
+        lacking: home.manifest.chunks.len() as u32,
+        from: Vec::new(),
+        garbage: Vec::new(),
+        starved_ms: 0,
+        leaving: false,
+        seat: None,
+    };
+    // Nobody reports for another one, nobody swarms around what is not there.
+    let forger = Link { token: two.token.clone(), ..one.clone() };
+    assert_eq!(forger.send(&report).await.unwrap().status(), 403);
+    let nameless = SwarmReport { image: Digest([9; 32]), ..report.clone() };
+    assert_eq!(one.clone().tell(nameless).await, Answer::Never);
+    let long = SwarmReport { garbage: vec![appliance.web; 9000], ..report.clone() };
+    assert!(matches!(one.send(&long).await.unwrap().status().as_u16(), 413 | 422));
+    assert!(appliance.swarm().await.is_none());
+
+    let plan = one.plan(&report).await;
+    assert_eq!(plan.predecessors, [appliance.frames], "at the address by which the machine came");
+    let plan = two.plan(&report).await;
+    let peer = SocketAddr::new(loopback(31), 4000);
+    assert_eq!(plan.predecessors, [peer, appliance.frames]);
+
+    let huge = |address| SwarmSource { address, bytes: u64::MAX };
+    let lies =
+        SwarmReport { bytes: u64::MAX, frames: 1, from: vec![huge(peer), huge(appliance.web)], ..report.clone() };
+    two.plan(&lies).await;
+    let swarm = appliance.swarm().await.unwrap();
+    let sum = swarm.from_appliance_bytes + swarm.from_same_rack_bytes;
+    assert!(sum <= 4 * home.manifest.data_size, "{swarm:?}");
+
+    let accuses = SwarmReport { garbage: vec![peer], ..report.clone() };
+    assert_eq!(two.plan(&accuses).await.predecessors, [appliance.frames]);
+    appliance.told(first, "sent kvm-2 data that is not of test-20261121-00000000").await;
+    appliance.told(second, "got data from kvm-1").await;
+    assert_eq!(
+        one.plan(&report).await.predecessors[0],
+        SocketAddr::new(loopback(32), 4000),
+        "it is fed, and feeds nobody"
+    );
+
+    // Then both fall silent, one after the other.
+    for _ in 0..5 {
+        two.plan(&report).await;
+        tokio::time::sleep(Duration::from_millis(900)).await;
+    }
+    appliance.told(first, "fell silent while it fetched test-20261121-00000000").await;
+    let states: Vec<String> = appliance.swarm().await.unwrap().members.into_iter().map(|m| m.state).collect();
+    assert_eq!(states, ["silent", "fetching"]);
+}
