@@ -267,6 +267,12 @@ pub struct Deployed {
     pub written_bytes: u64,
     /// Compressed bytes that were fetched.
     pub fetched_bytes: u64,
+    /// Of what travelled, this much came from other machines that got the same image, and ...
+    #[serde(default)]
+    pub peer_bytes: u64,
+    /// ... this much from the appliance. What was on the way twice counts twice.
+    #[serde(default)]
+    pub appliance_bytes: u64,
     /// Decompressed bytes that an interrupted write of this image had left on the disk.
     #[serde(default)]
     pub resumed_bytes: u64,
@@ -278,6 +284,19 @@ pub struct Deployed {
     pub read_back_seconds: f64,
     /// Bytes a second of `dd`, where it was asked for.
     pub dd_bytes_per_second: Option<f64>,
+}
+
+impl Deployed {
+    /// The part of what travelled that other machines sent, from 0 to 1. `None`: nothing had to travel.
+    pub fn peer_share(&self) -> Option<f64> {
+        peer_share(self.peer_bytes, self.appliance_bytes)
+    }
+}
+
+/// See [`Deployed::peer_share`].
+pub fn peer_share(peers: u64, appliance: u64) -> Option<f64> {
+    let all = peers.saturating_add(appliance);
+    (all > 0).then(|| peers as f64 / all as f64)
 }
 
 /// One delivery check with what was wanted and what was there.

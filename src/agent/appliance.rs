@@ -4,7 +4,7 @@
 //! time the reason changes. A 4xx is an answer: it is shown with its hint, and the caller decides.
 
 use std::future::Future;
-use std::sync::RwLock;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use super::console::{say, say_error};
 use super::options::Token;
 use crate::error::{Error, Kind, OrFail, Result};
-use crate::link::{Hello, Issued, POLL_SECONDS, Problem, Progress, Report, Welcome};
+use crate::link::{Hello, Issued, POLL_SECONDS, Problem, Progress, Report, SwarmPlan, SwarmReport, Welcome};
 use crate::machine::{Digest, MachineId};
 use crate::swarm::BackOff;
 
@@ -23,16 +23,19 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// The appliance holds a question for orders open on purpose; past this it is gone.
 const POLL: Duration = Duration::from_secs(POLL_SECONDS + 20);
 const PROGRESS: Duration = Duration::from_secs(5);
+/// A member that is silent for three seconds is taken for gone.
+const SWARM: Duration = Duration::from_secs(2);
 /// No answer to the agent is longer than this; a manifest has a limit of its own.
 const ANSWER_MAX: usize = 4 << 20;
 /// The manifest itself and its signature.
 const MANIFEST_MAX: usize = crate::image::manifest::MAX_BYTES + 4096;
 
+#[derive(Clone)]
 pub struct Appliance {
     http: Client,
     url: String,
     /// Set by the welcome: the appliance may know the machine by another id, and gives a token of its own.
-    known: RwLock<Known>,
+    known: Arc<RwLock<Known>>,
 }
 
 struct Known {
@@ -65,7 +68,7 @@ enum Fault {
 impl Appliance {
     pub fn new(url: &str, machine: MachineId, token: Option<Token>) -> Result<Self> {
         let http = client(url)?;
-        Ok(Self { http, url: url.to_owned(), known: RwLock::new(Known { machine, token }) })
+        Ok(Self { http, url: url.to_owned(), known: Arc::new(RwLock::new(Known { machine, token })) })
     }
 
     pub fn url(&self) -> &str {
@@ -118,6 +121,28 @@ impl Appliance {
         let path = format!("/agent/v1/{}/progress", self.machine());
         // A lost one is not worth a line: the report that follows is repeated until it is accepted.
         let _ = self.request(Method::POST, &path).timeout(PROGRESS).json(progress).send().await;
+    }
+
+    /// Once, briefly: the next one replaces it. `None`: the last plan holds. An appliance without swarms is
+    /// [`Kind::NotFound`].
+    pub async fn swarm(&self, report: &SwarmReport) -> Result<Option<SwarmPlan>> {
+        let path = format!("/agent/v1/{}/swarm", self.machine());
+        let request = self.request(Method::POST, &path).timeout(SWARM).json(report);
+        let failed = || "the appliance does not say whom to follow";
+        let response = request.send().await.map_err(reqwest::Error::without_url);
+        let response = response.or_fail(Kind::Unreachable, "swarm.report", failed)?;
+        match response.status() {
+            StatusCode::NO_CONTENT => Ok(None),
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                Err(Error::not_found("swarm.none", "this appliance knows no swarms"))
+            }
+            status if status.is_success() => {
+                let bytes =
+                    body(response, ANSWER_MAX).await.map_err(|_| Error::unreachable("swarm.report", failed()))?;
+                serde_json::from_slice(&bytes).map(Some).or_fail(Kind::Refused, "swarm.report", failed)
+            }
+            status => Err(Error::unreachable("swarm.report", failed()).because(format!("it answers {status}"))),
+        }
     }
 
     /// The signed manifest, unchecked.

@@ -99,6 +99,13 @@ impl Device {
         Ok(Self { file, path: path.to_owned(), size, sector })
     }
 
+    /// A file stands for a disk: without a claim, direct access or a controller that zeroes by itself.
+    #[cfg(test)]
+    pub fn of_file(path: &Path) -> Self {
+        let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+        Self { size: file.metadata().unwrap().len(), file, path: path.to_owned(), sector: 512 }
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

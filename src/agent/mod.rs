@@ -23,7 +23,7 @@ pub use deploy::write_image;
 pub use options::{Hooks, Options, RESIDENT_FILE, Token};
 pub use roots::Roots;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use appliance::{Appliance, Refusal};
@@ -42,13 +42,15 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 pub async fn run(options: Options) -> Result<()> {
     let ledger = Ledger::open(&options.roots.run)?;
     let appliance = Appliance::new(&options.url, options.machine, options.token.clone())?;
-    Agent { options, appliance, ledger }.live().await
+    Agent { options, appliance, ledger, member: Mutex::default() }.live().await
 }
 
 struct Agent {
     options: Options,
     appliance: Appliance,
     ledger: Ledger,
+    /// After its own deployment this machine goes on serving others, until it leaves or gets another order.
+    member: Mutex<Option<deploy::Member>>,
 }
 
 impl Agent {
@@ -148,7 +150,19 @@ impl Agent {
         Ok(report)
     }
 
+    fn stay(&self, member: Option<deploy::Member>) {
+        *self.member.lock().unwrap_or_else(PoisonError::into_inner) = member;
+    }
+
+    fn stayed(&self) -> Option<deploy::Member> {
+        self.member.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     async fn work(&self, number: u64, order: Order, meter: &Meter) -> Result<Outcome> {
+        // It holds the disk.
+        if let Some(member) = self.stayed() {
+            member.close().await;
+        }
         match (order, self.options.mode) {
             (Order::Commission { bmc_user }, Mode::Ram) => self.commission(bmc_user, meter).await,
             (Order::Deploy(order), Mode::Ram) => deploy::deploy(self, number, &order, meter).await,
@@ -207,6 +221,14 @@ impl Agent {
 
     /// `false` when the appliance has meanwhile thought of something else.
     async fn leave(&self, number: u64, how: Leave, reason: &str) -> Result<bool> {
+        if let Some(member) = self.stayed() {
+            let meter = Meter::new(number);
+            tokio::select! {
+                () = member.linger(&meter) => {}
+                () = meter.tell(&self.appliance) => unreachable!("telling ends only when the machine leaves"),
+            }
+            member.close().await;
+        }
         say(match how {
             Leave::Reboot => format!("rebooting: {reason}"),
             Leave::PowerOff => format!("powering off: {reason}"),

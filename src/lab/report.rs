@@ -10,7 +10,7 @@ use super::watch::{End, Watched};
 use super::{Lab, Machine};
 use crate::api::view::{MachineView, StageTime};
 use crate::error::{Kind, OrFail, Result};
-use crate::link::{Check, Deployed, Measured, Problem};
+use crate::link::{Check, Deployed, Measured, Problem, peer_share};
 use crate::machine::{Firmware, Role};
 
 /// How much of a broken machine's console is shown.
@@ -22,6 +22,8 @@ pub struct Report {
     outcome: &'static str,
     /// From the first power-on to the last delivery, or to the end of the watch.
     seconds: f64,
+    /// Of the image data that travelled to all machines, the part that other machines sent: 0 to 1.
+    peer_share: Option<f64>,
     machines: Vec<Entry>,
 }
 
@@ -40,6 +42,7 @@ struct Entry {
     memory_bytes: Option<u64>,
     address: Option<std::net::IpAddr>,
     deployed: Option<Deployed>,
+    peer_share: Option<f64>,
     checks: Vec<Check>,
     measured: Vec<Measured>,
     waiting: Option<String>,
@@ -61,6 +64,7 @@ impl Report {
             lab: lab.spec.name.clone(),
             outcome: watched.end.name(),
             seconds: watched.total.as_secs_f64(),
+            peer_share: share_of_all(&machines),
             machines,
         })
     }
@@ -72,6 +76,7 @@ impl Report {
     pub fn text(&self) -> String {
         let mut text: String = self.machines.iter().map(|m| m.text() + "\n").collect();
         text += &self.table().to_string();
+        text += &self.peer_share.map_or_else(String::new, |share| format!("\n{}", from_others(share)));
         let machines = self.machines.len();
         text += &match self.outcome {
             o if o == End::Delivered.name() => format!("\nall {machines} delivered in {:.1} s", self.seconds),
@@ -107,7 +112,17 @@ impl Report {
     }
 }
 
+fn share_of_all(machines: &[Entry]) -> Option<f64> {
+    let deployed = || machines.iter().filter_map(|m| m.deployed.as_ref());
+    peer_share(deployed().map(|d| d.peer_bytes).sum(), deployed().map(|d| d.appliance_bytes).sum())
+}
+
+fn from_others(share: f64) -> String {
+    format!("{:.0} % of the image data came from other machines", share * 100.0)
+}
+
 fn entry(machine: &Machine, view: MachineView, seconds: Option<f64>) -> Entry {
+    let deployed = view.passport.as_ref().and_then(deployed);
     let system = view.inventory.as_ref().map(|i| &i.system);
     let model = system.and_then(|s| Some(format!("{} {}", s.manufacturer.as_deref()?, s.product.as_deref()?)));
     Entry {
@@ -120,7 +135,8 @@ fn entry(machine: &Machine, view: MachineView, seconds: Option<f64>) -> Entry {
         cpu_threads: view.inventory.as_ref().map(|i| i.cpus.iter().map(|c| c.threads).fold(0, u16::saturating_add)),
         memory_bytes: view.inventory.as_ref().map(|i| i.memory.usable_bytes),
         address: view.address,
-        deployed: view.passport.as_ref().and_then(deployed),
+        peer_share: deployed.as_ref().and_then(Deployed::peer_share),
+        deployed,
         waiting: view.waiting.map(|w| w.reason),
         console: if view.state == "delivered" { Vec::new() } else { machine.console_tail(CONSOLE_LINES) },
         stages: view.times,
@@ -149,6 +165,7 @@ impl Entry {
         let mut lines =
             vec![format!("{}  {}, {} {} host: {built_in}", self.name, self.state, self.firmware, self.role)];
         lines.extend(self.deployed.as_ref().map(written));
+        lines.extend(self.peer_share.map(|share| format!("  {}", from_others(share))));
         lines.extend(self.checks.iter().map(|c| {
             let mark = if c.passed { "ok    " } else { "FAILED" };
             let expected = if c.passed { String::new() } else { format!(" (expected {})", c.expected) };
@@ -206,7 +223,7 @@ mod tests {
         serde_json::json!({
             "manifest": "ab".repeat(32), "disk": "nvme0n1", "serial": "LWD000010", "written_bytes": 2_000_000_000u64,
             "fetched_bytes": 500_000_000, "write_seconds": 20.0, "read_back_bytes": 2_000_000_000u64,
-            "read_back_seconds": 4.0, "dd_bytes_per_second": 125e6
+            "read_back_seconds": 4.0, "dd_bytes_per_second": 125e6, "peer_bytes": 300_000_000, "appliance_bytes": 200_000_000
         })
     }
 
@@ -224,6 +241,7 @@ mod tests {
             memory_bytes: Some(2 << 30),
             address: None,
             deployed: deployed(&serde_json::json!({ "passport": { "deployed": record() } })),
+            peer_share: Some(0.6),
             checks: Vec::new(),
             measured: vec![Measured { name: "boot".into(), value: 12.3400, unit: "s".into() }],
             waiting: None,
@@ -237,6 +255,7 @@ mod tests {
     fn the_write_is_told_with_its_rate_and_its_peer() {
         let text = entry("node-01", "delivered", &[]).text();
         assert!(text.contains("1907 MiB written in 20.0 s, 100.0 MB/s, dd 125.0 MB/s, ratio 0.80"), "{text}");
+        assert!(text.contains("\n  60 % of the image data came from other machines\n"), "{text}");
         assert!(text.contains("measured boot 12.34 s"), "{text}");
         assert!(deployed(&serde_json::json!({ "disk": "nvme0n1" })).is_none());
     }
@@ -261,7 +280,10 @@ mod tests {
             entry("node-01", "delivered", &[("seen", 1.0), ("deploying", 2.0), ("seen", 0.5)]),
             entry("node-02", "broken", &[("seen", 4.0)]),
         ];
-        let report = Report { lab: "t".into(), outcome: End::Broken.name(), seconds: 70.0, machines };
+        assert_eq!(share_of_all(&machines), Some(0.6));
+        assert_eq!(share_of_all(&[]), None);
+        let report =
+            Report { lab: "t".into(), outcome: End::Broken.name(), seconds: 70.0, peer_share: Some(0.6), machines };
         let table = report.table().to_string();
         let row =
             |name: &str| table.lines().find(|l| l.contains(name)).map(|l| l.split_whitespace().collect::<Vec<_>>());

@@ -106,6 +106,8 @@ fn deployed(digest: u8) -> Outcome {
         serial: Serial::parse("DSK1"),
         written_bytes: 1,
         fetched_bytes: 1,
+        peer_bytes: 0,
+        appliance_bytes: 1,
         resumed_bytes: 0,
         reused_bytes: 0,
         write_seconds: 1.0,

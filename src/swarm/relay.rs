@@ -178,6 +178,12 @@ impl Relay {
         }
     }
 
+    /// What came from whom since the beginning.
+    pub fn sources(&self) -> Vec<SwarmSource> {
+        let state = self.shared.state();
+        state.from.iter().map(|(address, bytes)| SwarmSource { address: *address, bytes: *bytes }).collect()
+    }
+
     async fn deliver(
         &self,
         wanted: &[Wanted],

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Cursor, Read, Seek, SeekFrom, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,8 +23,10 @@ use rackline::agent::{Options, Roots, run};
 use rackline::image::chunk::{PackOptions, pack};
 use rackline::image::manifest::Boot;
 use rackline::image::{Manifest, SignedManifest, SigningKey};
-use rackline::link::{Deploy, Hello, Issued, Order, Outcome, ReadBack, Report, Seed, Welcome};
-use rackline::machine::{Digest, Firmware, MachineId, Serial, TargetRule};
+use rackline::link::{
+    Deploy, Hello, Issued, Leave, Order, Outcome, ReadBack, Report, Seed, SwarmPlan, SwarmReport, Welcome,
+};
+use rackline::machine::{Digest, Firmware, MachineId, Secret, Serial, TargetRule};
 use rackline::swarm::{Frame, HttpSource, Limits, Source, Wanted};
 use tokio::sync::watch;
 
@@ -197,6 +200,42 @@ struct Appliance {
     machine: MachineId,
     /// Signed manifests of images that are no longer ordered.
     older: Vec<(Digest, Vec<u8>)>,
+    /// `None`: this appliance knows no swarms.
+    swarm: Option<Arc<Swarm>>,
+}
+
+/// Whoever has come later follows those before it. Shared by the appliances of several machines.
+#[derive(Default)]
+struct Swarm {
+    members: Mutex<Vec<(MachineId, SwarmReport)>>,
+    /// Everybody stays.
+    needed: AtomicBool,
+    upload_limit: Option<u64>,
+}
+
+impl Swarm {
+    fn report(&self, machine: MachineId, report: SwarmReport) -> SwarmPlan {
+        let mut members = self.members.lock().unwrap();
+        let at = members.iter().position(|(m, _)| *m == machine).unwrap_or(members.len());
+        match members.get_mut(at) {
+            Some((_, last)) => *last = report,
+            None => members.push((machine, report)),
+        }
+        // All machines are this one. The appliance is 127.0.0.1; machines have another address.
+        let address = |(_, r): &(MachineId, SwarmReport)| SocketAddr::from(([127, 0, 0, 2], r.port));
+        let before = members[..at].iter().rev().filter(|(_, r)| !r.leaving);
+        SwarmPlan {
+            predecessors: before.map(address).collect(),
+            key: Secret::new("it-swarm"),
+            upload_limit: self.upload_limit,
+            needed: self.needed.load(Ordering::SeqCst),
+            seat: at as u64 + 1,
+        }
+    }
+
+    fn last(&self, machine: MachineId) -> Option<SwarmReport> {
+        self.members.lock().unwrap().iter().find(|(m, _)| *m == machine).map(|(_, r)| r.clone())
+    }
 }
 
 impl Appliance {
@@ -215,6 +254,7 @@ impl Appliance {
             faults,
             machine: MachineId::generate(),
             older: Vec::new(),
+            swarm: None,
         }
     }
 
@@ -224,6 +264,7 @@ impl Appliance {
             .route("/agent/v1/{machine}/order", get(order))
             .route("/agent/v1/{machine}/progress", post(|| async { StatusCode::NO_CONTENT }))
             .route("/agent/v1/{machine}/report", post(report))
+            .route("/agent/v1/{machine}/swarm", post(swarm))
             .route("/images/{digest}/manifest", get(manifest))
             .route("/images/{digest}/data", get(data))
             .with_state(Arc::clone(self))
@@ -314,6 +355,14 @@ async fn report(State(a): State<Arc<Appliance>>, headers: HeaderMap, Json(report
     a.reports.lock().unwrap().push(report);
     a.reported.notify_waiters();
     StatusCode::NO_CONTENT
+}
+
+async fn swarm(State(a): State<Arc<Appliance>>, headers: HeaderMap, Json(report): Json<SwarmReport>) -> Response {
+    match &a.swarm {
+        _ if !allowed(&headers) => StatusCode::UNAUTHORIZED.into_response(),
+        Some(swarm) => Json(swarm.report(a.machine, report)).into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
 }
 
 async fn manifest(State(a): State<Arc<Appliance>>, UrlPath(digest): UrlPath<String>) -> Vec<u8> {
@@ -688,6 +737,75 @@ async fn reuse_needs_neither_the_old_manifest_nor_a_policy_to_be_right() {
     let whole = deployed(&appliance, &Machine::new(&[("vda", &disk)])).await;
     assert_eq!((whole.reused_bytes, whole.written_bytes), (0, appliance.image.manifest.used_bytes));
     assert_written(&disk, &appliance.image);
+}
+
+/// The appliances of two machines that get the same image.
+fn pair(swarm: &Arc<Swarm>) -> [Arc<Appliance>; 2] {
+    let (raw, key) = (raw_disk(IMAGE), SigningKey::generate().unwrap());
+    [(), ()].map(|()| {
+        let image = packed(raw.clone(), &key);
+        let order = deploy_again(image.digest, false);
+        let appliance = Appliance::of(image, order, Faults::default(), || ());
+        Arc::new(Appliance { swarm: Some(Arc::clone(swarm)), ..appliance })
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_gets_the_image_from_the_one_before_it_which_stays_while_it_is_needed() {
+    let swarm = Arc::new(Swarm { needed: AtomicBool::new(true), ..Swarm::default() });
+    let [first, second] = pair(&swarm);
+    let (disks, left) = ([TestDisk::new(DISK), TestDisk::new(DISK)], Arc::new(AtomicBool::new(false)));
+    // Without a word on its memory a machine keeps every frame at the end of its disk.
+    let machines = [Machine::new(&[("vda", &disks[0])]), Machine::new(&[("vda", &disks[1])])];
+    let (port, server) = first.serve(0).await;
+    let mut leaves = options(port, &first, &machines[0]);
+    let seen = Arc::clone(&left);
+    leaves.hooks.leave = Arc::new(move |_| {
+        seen.store(true, Ordering::SeqCst);
+        Ok(())
+    });
+    let agent = tokio::spawn(run(leaves));
+    let Outcome::Deployed(alone) = first.end().await else { panic!("not deployed") };
+    assert_eq!((alone.peer_bytes, alone.appliance_bytes), (0, alone.fetched_bytes));
+    let order = Order::Leave { how: Leave::Reboot, reason: "start the installed system".into() };
+    first.order.send_replace(Issued { number: 2, order });
+
+    let deployed = deployed(&second, &machines[1]).await;
+    assert_eq!((deployed.peer_bytes, deployed.appliance_bytes), (deployed.fetched_bytes, 0));
+    assert_eq!(second.data_requests.load(Ordering::SeqCst), 0);
+    assert_written(&disks[1], &second.image);
+
+    assert!(!left.load(Ordering::SeqCst), "left though it was needed");
+    let (seed, _) = assert_fitted(&disks[0], &first.image);
+    let frames = || disks[0].read(IMAGE as u64, seed as usize - IMAGE).iter().any(|b| *b != 0 && *b != OLD);
+    assert!(frames(), "no frame is on the disk");
+    swarm.needed.store(false, Ordering::SeqCst);
+    tokio::time::timeout(Duration::from_secs(30), agent).await.expect("it stays for ever").unwrap().unwrap();
+    assert!(left.load(Ordering::SeqCst) && swarm.last(first.machine).unwrap().leaving);
+    assert_written(&disks[0], &first.image);
+    assert!(!frames(), "frames are left on the disk");
+    drop(server);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_the_machine_before_it_in_the_middle_costs_only_time() {
+    let swarm = Arc::new(Swarm { needed: AtomicBool::new(true), upload_limit: Some(4 << 20), ..Swarm::default() });
+    let [first, second] = pair(&swarm);
+    let disks = [TestDisk::new(DISK), TestDisk::new(DISK)];
+    let machines = [Machine::new(&[("vda", &disks[0])]), Machine::new(&[("vda", &disks[1])])];
+    let (port, server) = first.serve(0).await;
+    let agent = Living::start(options(port, &first, &machines[0]));
+    assert!(matches!(first.end().await, Outcome::Deployed(_)));
+    let ends = async {
+        while swarm.last(second.machine).is_none_or(|r| r.frames < 3) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        drop(agent);
+    };
+    let (deployed, ()) = tokio::join!(deployed(&second, &machines[1]), ends);
+    assert!(deployed.peer_bytes >= 3 * MIB as u64 && deployed.appliance_bytes > 0, "{deployed:?}");
+    assert_written(&disks[1], &second.image);
+    drop(server);
 }
 
 #[tokio::test(flavor = "multi_thread")]

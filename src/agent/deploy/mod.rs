@@ -6,12 +6,15 @@
 mod gpt;
 mod journal;
 mod layout;
+mod member;
 mod pipeline;
 mod read_back;
 mod reuse;
 mod seed;
+mod spill;
 mod unpack;
 
+pub use member::Member;
 pub use seed::{INSTALLED_FILE, Installed};
 
 use std::collections::BTreeSet;
@@ -21,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use journal::Journal;
 use layout::Layout;
+use member::{Fetched, Wish};
 
 use super::block::Device;
 use super::console::say;
@@ -51,8 +55,23 @@ pub async fn deploy(agent: &Agent, number: u64, order: &Deploy, meter: &Meter) -
     };
     let prepared = reuse::prepare(agent, order, &device, &layout, &image, meter).await?;
     let journal = Arc::new(Mutex::new(prepared.journal));
-    let source = source(agent, order, meter);
-    let written = pipeline::write(&device, &image, &prepared.kept, Some(&journal), &source, meter).await?;
+    let wish = Wish {
+        image: order.manifest,
+        manifest: &image,
+        kept: &prepared.kept,
+        device: &device,
+        free: layout.spill.clone(),
+    };
+    let member = Member::join(agent, wish, http(agent, order, meter), meter).await?;
+    let (alone, source): (HttpSource, &dyn Source);
+    source = match &member {
+        Some(member) => member.source(),
+        None => {
+            alone = http(agent, order, meter);
+            &alone
+        }
+    };
+    let written = pipeline::write(&device, &image, &prepared.kept, Some(&journal), source, meter).await?;
 
     let installed = Installed {
         machine: agent.appliance.machine(),
@@ -74,12 +93,19 @@ pub async fn deploy(agent: &Agent, number: u64, order: &Deploy, meter: &Meter) -
         Ok(checked)
     })
     .await?;
+    let Fetched { from_peers, from_appliance } = match &member {
+        Some(member) => member.fetched(),
+        None => Fetched { from_peers: 0, from_appliance: written.fetched_bytes },
+    };
+    agent.stay(member);
     Ok(Outcome::Deployed(Box::new(Deployed {
         manifest: order.manifest,
         disk: disk.name,
         serial: disk.serial,
         written_bytes: written.written_bytes,
         fetched_bytes: written.fetched_bytes,
+        peer_bytes: from_peers,
+        appliance_bytes: from_appliance,
         resumed_bytes: prepared.resumed_bytes,
         reused_bytes: prepared.reused_bytes,
         write_seconds: written.seconds,
@@ -183,7 +209,8 @@ async fn tell_target(agent: &Agent, number: u64, disk: &Disk, rule: &TargetRule)
     }
 }
 
-fn source(agent: &Agent, order: &Deploy, meter: &Meter) -> HttpSource {
+/// The image straight from the appliance.
+fn http(agent: &Agent, order: &Deploy, meter: &Meter) -> HttpSource {
     let (request, manifest, meter) = (agent.appliance.chunk_request(), order.manifest, meter.clone());
     HttpSource::new(move || request(manifest), move |note| meter.note(note), Limits::default())
 }

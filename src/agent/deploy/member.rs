@@ -1,0 +1,235 @@
+//! This machine as one of those that get the same image: it fetches from whom the appliance names, serves those that come
+//! after it, and tells the appliance each second where it is.
+//!
+//! ```text
+//! join ─ fetch, served on at once ─ read back, seed ─ report ─ linger while somebody needs it ─ close, reboot
+//! ```
+//!
+//! What the disk had before is there decompressed only; it is not offered to others.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use reqwest::Url;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::spill::{self, Spill};
+use crate::agent::appliance::Appliance;
+use crate::agent::block::Device;
+use crate::agent::console::{say, say_error};
+use crate::agent::progress::Meter;
+use crate::agent::{Agent, blocking};
+use crate::error::{Kind, OrFail, Result};
+use crate::image::Manifest;
+use crate::link::{SWARM_SECONDS, SwarmPlan, SwarmReport};
+use crate::machine::{Digest, Secret};
+use crate::swarm::{Fallback, Holdings, HttpSource, Relay, RelayLimits, ServeLimits, Server, Source};
+
+/// How long it stays for others after its own deployment. From there to the last check of the installed system the
+/// appliance waits 20 minutes, of which the power-on test of a large server takes ten.
+const LINGER: Duration = Duration::from_secs(120);
+const EVERY: Duration = Duration::from_secs(SWARM_SECONDS);
+
+/// Ends with all that it has begun when it is dropped.
+pub struct Member {
+    relay: Arc<Relay>,
+    server: Arc<Server>,
+    spill: Arc<Spill>,
+    plan: watch::Receiver<SwarmPlan>,
+    reporter: Reporter,
+    tasks: JoinSet<()>,
+}
+
+/// What the machine fetches, and where it may keep it for others.
+pub struct Wish<'a> {
+    pub image: Digest,
+    pub manifest: &'a Arc<Manifest>,
+    /// Positions of chunks that are on the disk already.
+    pub kept: &'a BTreeSet<usize>,
+    pub device: &'a Arc<Device>,
+    /// Free on the disk until the machine leaves.
+    pub free: Range<u64>,
+}
+
+/// Bytes as they travelled.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Fetched {
+    pub from_peers: u64,
+    pub from_appliance: u64,
+}
+
+impl Member {
+    /// `None`: this appliance knows no swarms. One that does not answer may do so later; until then frames come over HTTP.
+    pub async fn join(agent: &Agent, wish: Wish<'_>, http: HttpSource, meter: &Meter) -> Result<Option<Self>> {
+        let appliance = address_of(agent.appliance.url());
+        let budget = spill::budget(&agent.options.roots.proc, wish.manifest);
+        let spill = Arc::new(Spill::new(wish.device, wish.free, budget));
+        let keep = Box::new(Arc::clone(&spill));
+        let holdings = Arc::new(Holdings::empty(wish.image, Arc::clone(wish.manifest), keep));
+        let (listener, port) = listen(appliance.ip()).await?;
+
+        let (plans, plan) = watch::channel(no_plan());
+        let chunks = &wish.manifest.chunks;
+        let kept: BTreeSet<u32> = wish.kept.iter().filter_map(|p| chunks.get(*p)).map(|c| c.index).collect();
+        let note = meter.clone();
+        let relay = Arc::new(Relay::new(
+            Arc::clone(&holdings),
+            plan.clone(),
+            Some(Fallback { source: Box::new(http), address: appliance }),
+            |index| kept.contains(&index),
+            move |what| note.note(what),
+            RelayLimits::default(),
+        ));
+        let reporter =
+            Reporter { appliance: agent.appliance.clone(), address: appliance.ip(), relay: Arc::clone(&relay), port };
+        match reporter.report(&plans, false).await {
+            Err(e) if e.kind() == Kind::NotFound => return Ok(None),
+            Err(e) => say_error(&e),
+            Ok(()) => say(format!("serving others on port {port}")),
+        }
+        let server = Server::new(ServeLimits::default());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&server).serve(listener, CancellationToken::new()));
+        tasks.spawn(obey(plan.clone(), Arc::clone(&server), holdings));
+        tasks.spawn(reporter.clone().keep_reporting(plans));
+        Ok(Some(Self { relay, server, spill, plan, reporter, tasks }))
+    }
+
+    pub fn source(&self) -> &dyn Source {
+        &*self.relay
+    }
+
+    pub fn fetched(&self) -> Fetched {
+        let appliance = self.reporter.address;
+        self.relay.sources().iter().fold(Fetched::default(), |mut sum, source| {
+            let counter = match source.address.ip() == appliance {
+                true => &mut sum.from_appliance,
+                false => &mut sum.from_peers,
+            };
+            *counter += source.bytes;
+            sum
+        })
+    }
+
+    /// Serves for as long as somebody needs it, within bounds.
+    pub async fn linger(&self, meter: &Meter) {
+        if !self.plan.borrow().needed {
+            return;
+        }
+        meter.step("serving other machines", 0);
+        let since = Instant::now();
+        let sent = || self.server.counted.sent.load(Ordering::Relaxed);
+        let mut told = sent();
+        while self.plan.borrow().needed && since.elapsed() < LINGER {
+            sleep(EVERY).await;
+            let now = sent();
+            meter.add(now - std::mem::replace(&mut told, now));
+        }
+    }
+
+    /// Says good-bye, serves nobody any more, and leaves nothing of it on the disk.
+    pub async fn close(mut self) {
+        self.tasks.shutdown().await;
+        let (plans, _) = watch::channel(no_plan());
+        // One that does not hear it notices within seconds.
+        let _ = self.reporter.report(&plans, true).await;
+        let Fetched { from_peers, from_appliance } = self.fetched();
+        let sent = self.server.counted.sent.load(Ordering::Relaxed);
+        say(format!("got {from_peers} bytes from other machines and {from_appliance} from the appliance, sent {sent}"));
+        let spill = Arc::clone(&self.spill);
+        if let Err(e) = blocking(move || spill.wipe()).await {
+            say_error(&e);
+        }
+    }
+}
+
+/// Serves and limits as the plan says.
+async fn obey(mut plan: watch::Receiver<SwarmPlan>, server: Arc<Server>, holdings: Arc<Holdings>) {
+    loop {
+        let now = plan.borrow_and_update().clone();
+        if !now.key.expose().is_empty() {
+            server.share(Arc::clone(&holdings), &now.key);
+        }
+        server.limit(now.upload_limit);
+        if plan.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells the appliance where this machine is, and takes its plans.
+#[derive(Clone)]
+struct Reporter {
+    appliance: Appliance,
+    address: IpAddr,
+    relay: Arc<Relay>,
+    port: u16,
+}
+
+impl Reporter {
+    async fn report(&self, plans: &watch::Sender<SwarmPlan>, leaving: bool) -> Result<()> {
+        let seat = Some(plans.borrow().seat).filter(|seat| *seat > 0);
+        let report = SwarmReport { seat, ..self.relay.report(self.port, leaving) };
+        if let Some(plan) = self.appliance.swarm(&report).await? {
+            plans.send_if_modified(|now| {
+                let new = *now != plan;
+                *now = plan;
+                new
+            });
+        }
+        Ok(())
+    }
+
+    /// An appliance that is gone leaves everybody with the last plan.
+    async fn keep_reporting(self, plans: watch::Sender<SwarmPlan>) {
+        loop {
+            sleep(EVERY).await;
+            let _ = self.report(&plans, false).await;
+        }
+    }
+}
+
+/// Before the first one comes: nobody is known, and nobody is served.
+fn no_plan() -> SwarmPlan {
+    SwarmPlan { predecessors: Vec::new(), key: Secret::new(""), upload_limit: None, needed: false, seat: 0 }
+}
+
+/// On any port, by the protocol by which the appliance is reached.
+async fn listen(appliance: IpAddr) -> Result<(TcpListener, u16)> {
+    let failed = || "this machine cannot listen for those that come after it";
+    let any: IpAddr = if appliance.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let listener = TcpListener::bind((any, 0)).await.or_fail(Kind::Internal, "swarm.listen", failed)?;
+    let port = listener.local_addr().or_fail(Kind::Internal, "swarm.listen", failed)?.port();
+    Ok((listener, port))
+}
+
+/// Where the appliance is, if its URL says so without a name; only for telling it from other machines.
+fn address_of(url: &str) -> SocketAddr {
+    let url = Url::parse(url).ok();
+    let host = url.as_ref().and_then(Url::host_str).map(|host| host.trim_matches(['[', ']']));
+    let address = host.and_then(|host| host.parse().ok()).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    SocketAddr::new(address, url.and_then(|url| url.port_or_known_default()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_appliance_is_known_by_its_url() {
+        let of = |url| address_of(url).to_string();
+        assert_eq!(of("http://10.77.0.1:8080"), "10.77.0.1:8080");
+        assert_eq!(of("http://10.77.0.1"), "10.77.0.1:80");
+        assert_eq!(of("http://[fd00::1]:8080"), "[fd00::1]:8080");
+        assert_eq!(of("http://appliance:8080"), "0.0.0.0:8080");
+        assert_eq!(of("nonsense"), "0.0.0.0:0");
+    }
+}
