@@ -13,9 +13,10 @@ use serde::de::DeserializeOwned;
 use super::console::{say, say_error};
 use super::options::Token;
 use crate::error::{Error, Kind, OrFail, Result};
-use crate::link::{Hello, Issued, POLL_SECONDS, Problem, Progress, Report, SwarmPlan, SwarmReport, Welcome};
+use crate::link::{Hello, Issued, POLL_SECONDS, Problem, Progress, Report, SwarmReport, Welcome};
 use crate::machine::{Digest, MachineId};
 use crate::swarm::BackOff;
+use crate::swarm::announce::Answer;
 
 const CONNECT: Duration = Duration::from_secs(10);
 /// For short questions.
@@ -23,8 +24,6 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// The appliance holds a question for orders open on purpose; past this it is gone.
 const POLL: Duration = Duration::from_secs(POLL_SECONDS + 20);
 const PROGRESS: Duration = Duration::from_secs(5);
-/// A member that is silent for three seconds is taken for gone.
-const SWARM: Duration = Duration::from_secs(2);
 /// No answer to the agent is longer than this; a manifest has a limit of its own.
 const ANSWER_MAX: usize = 4 << 20;
 /// The manifest itself and its signature.
@@ -123,25 +122,18 @@ impl Appliance {
         let _ = self.request(Method::POST, &path).timeout(PROGRESS).json(progress).send().await;
     }
 
-    /// Once, briefly: the next one replaces it. `None`: the last plan holds. An appliance without swarms is
-    /// [`Kind::NotFound`].
-    pub async fn swarm(&self, report: &SwarmReport) -> Result<Option<SwarmPlan>> {
+    /// Once: the next one replaces it. How long the answer is waited for is the caller's to say.
+    pub async fn swarm(&self, report: &SwarmReport) -> Answer {
         let path = format!("/agent/v1/{}/swarm", self.machine());
-        let request = self.request(Method::POST, &path).timeout(SWARM).json(report);
-        let failed = || "the appliance does not say whom to follow";
-        let response = request.send().await.map_err(reqwest::Error::without_url);
-        let response = response.or_fail(Kind::Unreachable, "swarm.report", failed)?;
+        let Ok(response) = self.request(Method::POST, &path).json(report).send().await else { return Answer::Lost };
         match response.status() {
-            StatusCode::NO_CONTENT => Ok(None),
-            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
-                Err(Error::not_found("swarm.none", "this appliance knows no swarms"))
-            }
+            StatusCode::NO_CONTENT => Answer::Same,
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Answer::Never,
             status if status.is_success() => {
-                let bytes =
-                    body(response, ANSWER_MAX).await.map_err(|_| Error::unreachable("swarm.report", failed()))?;
-                serde_json::from_slice(&bytes).map(Some).or_fail(Kind::Refused, "swarm.report", failed)
+                let plan = body(response, ANSWER_MAX).await.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+                plan.map_or(Answer::Lost, Answer::Plan)
             }
-            status => Err(Error::unreachable("swarm.report", failed()).because(format!("it answers {status}"))),
+            _ => Answer::Lost,
         }
     }
 

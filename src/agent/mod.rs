@@ -221,7 +221,7 @@ impl Agent {
 
     /// `false` when the appliance has meanwhile thought of something else.
     async fn leave(&self, number: u64, how: Leave, reason: &str) -> Result<bool> {
-        if let Some(member) = self.stayed() {
+        if let Some(mut member) = self.stayed() {
             let meter = Meter::new(number);
             tokio::select! {
                 () = member.linger(&meter) => {}

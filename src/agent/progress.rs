@@ -50,10 +50,11 @@ impl Meter {
 
     /// Something the operator should see beside the step: what is being waited for.
     pub fn note(&self, note: Option<String>) {
-        if let Some(note) = &note {
-            say(note);
+        let mut step = self.lock();
+        if let Some(new) = note.as_ref().filter(|_| step.note != note) {
+            say(new);
         }
-        self.lock().note = note;
+        step.note = note;
     }
 
     fn lock(&self) -> MutexGuard<'_, Step> {

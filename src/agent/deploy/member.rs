@@ -12,31 +12,33 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use reqwest::Url;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::spill::{self, Spill};
-use crate::agent::appliance::Appliance;
 use crate::agent::block::Device;
 use crate::agent::console::{say, say_error};
 use crate::agent::progress::Meter;
 use crate::agent::{Agent, blocking};
 use crate::error::{Kind, OrFail, Result};
 use crate::image::Manifest;
-use crate::link::{SWARM_SECONDS, SwarmPlan, SwarmReport};
-use crate::machine::{Digest, Secret};
+use crate::link::SwarmPlan;
+use crate::machine::Digest;
+use crate::swarm::announce::{announcer, linger};
 use crate::swarm::{Fallback, Holdings, HttpSource, Relay, RelayLimits, ServeLimits, Server, Source};
 
 /// How long it stays for others after its own deployment. From there to the last check of the installed system the
 /// appliance waits 20 minutes, of which the power-on test of a large server takes ten.
 const LINGER: Duration = Duration::from_secs(120);
-const EVERY: Duration = Duration::from_secs(SWARM_SECONDS);
+/// For the first plan. Without one it begins all the same, over HTTP.
+const FIRST: Duration = Duration::from_secs(3);
+const COUNT: Duration = Duration::from_secs(1);
 
 /// Ends with all that it has begun when it is dropped.
 pub struct Member {
@@ -44,7 +46,8 @@ pub struct Member {
     server: Arc<Server>,
     spill: Arc<Spill>,
     plan: watch::Receiver<SwarmPlan>,
-    reporter: Reporter,
+    appliance: IpAddr,
+    leave: CancellationToken,
     tasks: JoinSet<()>,
 }
 
@@ -76,7 +79,7 @@ impl Member {
         let holdings = Arc::new(Holdings::empty(wish.image, Arc::clone(wish.manifest), keep));
         let (listener, port) = listen(appliance.ip()).await?;
 
-        let (plans, plan) = watch::channel(no_plan());
+        let (announcer, mut plan) = announcer();
         let chunks = &wish.manifest.chunks;
         let kept: BTreeSet<u32> = wish.kept.iter().filter_map(|p| chunks.get(*p)).map(|c| c.index).collect();
         let note = meter.clone();
@@ -88,19 +91,25 @@ impl Member {
             move |what| note.note(what),
             RelayLimits::default(),
         ));
-        let reporter =
-            Reporter { appliance: agent.appliance.clone(), address: appliance.ip(), relay: Arc::clone(&relay), port };
-        match reporter.report(&plans, false).await {
-            Err(e) if e.kind() == Kind::NotFound => return Ok(None),
-            Err(e) => say_error(&e),
-            Ok(()) => say(format!("serving others on port {port}")),
-        }
         let server = Server::new(ServeLimits::default());
-        let mut tasks = JoinSet::new();
-        tasks.spawn(Arc::clone(&server).serve(listener, CancellationToken::new()));
-        tasks.spawn(obey(plan.clone(), Arc::clone(&server), holdings));
-        tasks.spawn(reporter.clone().keep_reporting(plans));
-        Ok(Some(Self { relay, server, spill, plan, reporter, tasks }))
+        let (leave, mut tasks) = (CancellationToken::new(), JoinSet::new());
+        tasks.spawn(Arc::clone(&server).serve(listener, leave.clone()));
+        let (reports, asks, serves) = (Arc::clone(&relay), agent.appliance.clone(), Arc::clone(&server));
+        let tell = move |report| {
+            let asks = asks.clone();
+            async move { asks.swarm(&report).await }
+        };
+        let apply = move |plan: &SwarmPlan| {
+            serves.share(Arc::clone(&holdings), &plan.key);
+            serves.limit(plan.upload_limit);
+        };
+        tasks.spawn(announcer.run(leave.clone(), move |leaving| reports.report(port, leaving), tell, apply));
+        match timeout(FIRST, plan.changed()).await {
+            Ok(Err(_)) => return Ok(None),
+            Ok(Ok(())) => say(format!("serving others on port {port}")),
+            Err(_) => say("the appliance does not say yet whom to follow"),
+        }
+        Ok(Some(Self { relay, server, spill, plan, appliance: appliance.ip(), leave, tasks }))
     }
 
     pub fn source(&self) -> &dyn Source {
@@ -108,9 +117,8 @@ impl Member {
     }
 
     pub fn fetched(&self) -> Fetched {
-        let appliance = self.reporter.address;
         self.relay.sources().iter().fold(Fetched::default(), |mut sum, source| {
-            let counter = match source.address.ip() == appliance {
+            let counter = match source.address.ip() == self.appliance {
                 true => &mut sum.from_appliance,
                 false => &mut sum.from_peers,
             };
@@ -120,27 +128,32 @@ impl Member {
     }
 
     /// Serves for as long as somebody needs it, within bounds.
-    pub async fn linger(&self, meter: &Meter) {
+    pub async fn linger(&mut self, meter: &Meter) {
         if !self.plan.borrow().needed {
             return;
         }
         meter.step("serving other machines", 0);
-        let since = Instant::now();
         let sent = || self.server.counted.sent.load(Ordering::Relaxed);
-        let mut told = sent();
-        while self.plan.borrow().needed && since.elapsed() < LINGER {
-            sleep(EVERY).await;
-            let now = sent();
-            meter.add(now - std::mem::replace(&mut told, now));
+        let count = async {
+            let mut told = sent();
+            loop {
+                sleep(COUNT).await;
+                let now = sent();
+                meter.add(now - std::mem::replace(&mut told, now));
+            }
+        };
+        tokio::select! {
+            alone = linger(&mut self.plan, LINGER) => if !alone {
+                say("others still need this machine; they have to get on without it");
+            },
+            () = count => {}
         }
     }
 
     /// Says good-bye, serves nobody any more, and leaves nothing of it on the disk.
     pub async fn close(mut self) {
-        self.tasks.shutdown().await;
-        let (plans, _) = watch::channel(no_plan());
-        // One that does not hear it notices within seconds.
-        let _ = self.reporter.report(&plans, true).await;
+        self.leave.cancel();
+        while self.tasks.join_next().await.is_some() {}
         let Fetched { from_peers, from_appliance } = self.fetched();
         let sent = self.server.counted.sent.load(Ordering::Relaxed);
         say(format!("got {from_peers} bytes from other machines and {from_appliance} from the appliance, sent {sent}"));
@@ -149,57 +162,6 @@ impl Member {
             say_error(&e);
         }
     }
-}
-
-/// Serves and limits as the plan says.
-async fn obey(mut plan: watch::Receiver<SwarmPlan>, server: Arc<Server>, holdings: Arc<Holdings>) {
-    loop {
-        let now = plan.borrow_and_update().clone();
-        if !now.key.expose().is_empty() {
-            server.share(Arc::clone(&holdings), &now.key);
-        }
-        server.limit(now.upload_limit);
-        if plan.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Tells the appliance where this machine is, and takes its plans.
-#[derive(Clone)]
-struct Reporter {
-    appliance: Appliance,
-    address: IpAddr,
-    relay: Arc<Relay>,
-    port: u16,
-}
-
-impl Reporter {
-    async fn report(&self, plans: &watch::Sender<SwarmPlan>, leaving: bool) -> Result<()> {
-        let seat = Some(plans.borrow().seat).filter(|seat| *seat > 0);
-        let report = SwarmReport { seat, ..self.relay.report(self.port, leaving) };
-        if let Some(plan) = self.appliance.swarm(&report).await? {
-            plans.send_if_modified(|now| {
-                let new = *now != plan;
-                *now = plan;
-                new
-            });
-        }
-        Ok(())
-    }
-
-    /// An appliance that is gone leaves everybody with the last plan.
-    async fn keep_reporting(self, plans: watch::Sender<SwarmPlan>) {
-        loop {
-            sleep(EVERY).await;
-            let _ = self.report(&plans, false).await;
-        }
-    }
-}
-
-/// Before the first one comes: nobody is known, and nobody is served.
-fn no_plan() -> SwarmPlan {
-    SwarmPlan { predecessors: Vec::new(), key: Secret::new(""), upload_limit: None, needed: false, seat: 0 }
 }
 
 /// On any port, by the protocol by which the appliance is reached.
