@@ -14,6 +14,7 @@ use serde_json::json;
 use super::{import, library, show};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::image::recipe::{self, Recipe, Shape};
+use crate::image::snapshot::{self, Snapshot};
 use crate::image::{Built, Cache, Catalogue, Options, Progress, Step, build};
 
 #[derive(clap::Args)]
@@ -47,7 +48,12 @@ enum Command {
         /// Build again even where the recipe is the same: packages may have changed.
         #[arg(long)]
         refresh: bool,
+        /// Build from the packages of this list, as `rackline image snapshot` prints it, and from no others.
+        #[arg(long, value_name = "FILE")]
+        snapshot: Option<PathBuf>,
     },
+    /// Print the packages that an image was built from, for `build --snapshot`.
+    Snapshot { image: String },
     /// Take in an image that others built: a disk image (raw, qcow2, VMDK, VHDX, VHD; raw also as .zst, .gz, .xz).
     Import(import::Args),
     /// Say what may go wrong with an image on our machines.
@@ -66,9 +72,14 @@ pub async fn run(args: Args) -> Result<()> {
         Command::Library(command) => library::run(cache, command, json).await,
         Command::Import(args) => import::run(cache, args, json).await,
         Command::Lint(args) => import::lint(&cache, args, json).await,
-        Command::Build { names, all, recipes, mirror, refresh } => {
+        Command::Snapshot { image } => print_snapshot(&cache, &image),
+        Command::Build { names, all, recipes, mirror, refresh, snapshot } => {
+            let snapshot = snapshot.as_deref().map(read_snapshot).transpose()?;
             let names = if all { buildable(&recipes)? } else { names };
-            until_stopped(move |stop| build_all(&cache, &recipes, &names, mirror.as_deref(), refresh, stop)).await
+            until_stopped(move |stop| {
+                build_all(&cache, &recipes, &names, mirror.as_deref(), refresh, snapshot.as_ref(), stop)
+            })
+            .await
         }
     }
 }
@@ -103,19 +114,37 @@ fn buildable(recipes: &Path) -> Result<Vec<String>> {
     }
 }
 
+fn read_snapshot(path: &Path) -> Result<Snapshot> {
+    let failed = || format!("cannot read the snapshot {}", path.display());
+    std::fs::read_to_string(path).or_fail(Kind::Input, "image.snapshot", failed)?.parse()
+}
+
+fn print_snapshot(cache: &Cache, image: &str) -> Result<()> {
+    let catalogue = Catalogue::open(&cache.folder("images")?, &[cache.signing_key()?.public()])?;
+    let entry = catalogue.resolve(image)?;
+    let list = entry.manifest.labels.get(snapshot::LIST);
+    let list = list.ok_or_else(|| {
+        Error::not_found("image.snapshot", format!("{} has no list of packages", entry.name()))
+            .hint("images that were imported have none; build it again where it was built by an older version")
+    })?;
+    print!("{list}");
+    Ok(())
+}
+
 fn build_all(
     cache: &Cache,
     recipes: &Path,
     names: &[String],
     mirror: Option<&str>,
     refresh: bool,
+    snapshot: Option<&Snapshot>,
     stop: &AtomicBool,
 ) -> Result<()> {
     let key = cache.signing_key()?;
     for name in names {
         let shown = Shown::new(stop);
         let start = Instant::now();
-        let built = build(&Options { recipes, name, cache, key: &key, mirror, refresh }, &shown);
+        let built = build(&Options { recipes, name, cache, key: &key, mirror, refresh, snapshot }, &shown);
         shown.bar.finish_and_clear();
         let what = match built? {
             Built::Layer(folder) => folder.display().to_string(),

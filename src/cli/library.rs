@@ -200,7 +200,9 @@ fn show_image(cache: &Cache, image: &str, json: bool) -> Result<()> {
         if let Some((name, (n, bytes))) = &common {
             lines.push(format!("shared    {n} of {} chunks, {} MiB, with {name}", m.chunks.len(), bytes >> 20));
         }
-        lines.extend(m.labels.iter().map(|(key, value)| format!("{key:<9} {value}")));
+        // The list of packages is long, and has a command of its own: `rackline image snapshot`.
+        let short = m.labels.iter().filter(|(_, value)| !value.contains('\n'));
+        lines.extend(short.map(|(key, value)| format!("{key:<9} {value}")));
         lines.join("\n")
     });
     Ok(())

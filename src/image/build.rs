@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::fs::Mode;
+
 use super::cache::Cache;
 use super::catalogue::{Catalogue, Entry};
 use super::disk::{self, Kernel};
@@ -14,6 +16,7 @@ use super::ram::{self, RamSystem};
 use super::recipe::{Recipe, Shape};
 use super::root::{self, Sources};
 use super::sign::SigningKey;
+use super::snapshot::{self, Snapshot};
 use super::tool::{Progress, Tools};
 use crate::error::{Error, Result};
 use crate::machine::Firmware;
@@ -33,6 +36,8 @@ pub struct Options<'a> {
     pub mirror: Option<&'a str>,
     /// Build again even if nothing of the recipe changed: packages may have.
     pub refresh: bool,
+    /// The packages to build from, instead of the newest.
+    pub snapshot: Option<&'a Snapshot>,
 }
 
 /// What was built, or found as built before.
@@ -46,6 +51,8 @@ pub enum Built {
 /// Builds what the recipe says, unless it is there already.
 pub fn build(options: &Options, progress: &dyn Progress) -> Result<Built> {
     let recipe = Recipe::load(options.recipes, options.name)?;
+    // Modes of files that the build makes must not depend on who builds.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     Builder { options, progress }.recipe(&recipe, options.refresh)
 }
 
@@ -98,33 +105,50 @@ impl Builder<'_> {
                 let images = self.options.cache.folder("images")?;
                 let catalogue = Catalogue::open(&images, &[self.options.key.public()])?;
                 let key = recipe.key.to_string();
-                let same = |e: &&Entry| e.manifest.labels.get(RECIPE_LABEL) == Some(&key);
+                let wanted = self.options.snapshot.map(|s| s.digest().to_string());
+                let same = |e: &&Entry| {
+                    let label = |name| e.manifest.labels.get(name);
+                    label(RECIPE_LABEL) == Some(&key)
+                        && (wanted.is_none() || label(snapshot::DIGEST) == wanted.as_ref())
+                };
                 Ok(catalogue.images.iter().find(same).cloned().map(|e| Built::Disk(Box::new(e))))
             }
         }
     }
 
     fn layer_folder(&self, recipe: &Recipe) -> Result<PathBuf> {
-        Ok(self.options.cache.folder("layers")?.join(format!("{}-{}", recipe.name, recipe.key.short())))
+        Ok(self.options.cache.folder("layers")?.join(self.folder_name(recipe)))
     }
 
     fn ram_folder(&self, recipe: &Recipe) -> Result<PathBuf> {
-        Ok(self.options.cache.folder("ram")?.join(format!("{}-{}", recipe.name, recipe.key.short())))
+        Ok(self.options.cache.folder("ram")?.join(self.folder_name(recipe)))
+    }
+
+    /// What is built of a snapshot is not what is built of the newest packages.
+    fn folder_name(&self, recipe: &Recipe) -> String {
+        let name = format!("{}-{}", recipe.name, recipe.key.short());
+        self.options.snapshot.map_or(name.clone(), |snapshot| format!("{name}-{}", snapshot.digest().short()))
     }
 
     /// A root directory, and the disk made of it if that is what the recipe is for.
     fn system(&self, tools: &Tools, recipe: &Recipe, parent: Option<&Path>, work: &Path) -> Result<Built> {
         let debs = self.options.cache.folder("debs")?;
-        let sources = Sources::find(tools, &recipe.suite, self.options.mirror)?;
+        let mut sources = Sources::find(tools, &recipe.suite, self.options.mirror)?;
+        if let Some(snapshot) = self.options.snapshot {
+            sources.pin(snapshot, work)?;
+        }
         let root = work.join("root");
         match parent {
-            None => root::bootstrap(tools, recipe, &sources, &root, &debs, work)?,
+            None => root::bootstrap(tools, recipe, &sources, &root, &debs, work).map_err(|e| recipe.locate(e))?,
             Some(parent) => {
                 tools.step("copying the layer beneath")?;
                 let mut copy = Command::new("cp");
                 tools.run("coreutils", copy.args(["-a", "--reflink=auto", "--"]).arg(parent).arg(&root))?;
-                root::extend(tools, recipe, &sources, &root, &debs, work)?;
+                root::extend(tools, recipe, &sources, &root, &debs, work).map_err(|e| recipe.locate(e))?;
             }
+        }
+        if let Some(snapshot) = self.options.snapshot {
+            snapshot.check(&Snapshot::installed(tools, &root)?)?;
         }
         if recipe.shape == Shape::Layer {
             let target = self.layer_folder(recipe)?;
@@ -135,27 +159,27 @@ impl Builder<'_> {
     }
 
     fn disk(&self, tools: &Tools, recipe: &Recipe, root: &Path, parent: Option<&Path>, work: &Path) -> Result<Built> {
-        let epoch = root::epoch(root)?;
+        let epoch = match self.options.snapshot {
+            Some(snapshot) => snapshot.epoch,
+            None => root::epoch(root)?,
+        };
         root::finish(tools, root, epoch)?;
-        let installed = tools.output(
-            "dpkg",
-            Command::new("dpkg-query").arg("--admindir").arg(root.join("var/lib/dpkg")).args(["-W", "-f", "."]),
-        )?;
+        let snapshot = Snapshot { epoch, packages: Snapshot::installed(tools, root)? };
         let kernel = Kernel::find(root)?;
         let raw = work.join("disk.raw");
         let roots: Vec<&Path> = parent.into_iter().chain([root]).collect();
         let size = disk::assemble(tools, &roots, &raw, &recipe.disk, recipe.key, epoch, work)?;
 
-        let draft = draft(recipe, &kernel, epoch, installed.len());
+        let draft = draft(recipe, &kernel, &snapshot);
         let entry = publish(tools, self.options.cache, self.options.key, &raw, size, draft, work)?;
         Ok(Built::Disk(Box::new(entry)))
     }
 }
 
-fn draft(recipe: &Recipe, kernel: &Kernel, epoch: u64, packages: usize) -> Draft {
+fn draft(recipe: &Recipe, kernel: &Kernel, snapshot: &Snapshot) -> Draft {
     Draft {
         name: recipe.name.clone(),
-        epoch,
+        epoch: snapshot.epoch,
         arch: ARCH.into(),
         roles: recipe.roles.clone(),
         firmware: vec![Firmware::Bios, Firmware::Uefi],
@@ -169,7 +193,9 @@ fn draft(recipe: &Recipe, kernel: &Kernel, epoch: u64, packages: usize) -> Draft
         labels: BTreeMap::from([
             ("suite".into(), recipe.suite.clone()),
             ("description".into(), recipe.description.clone()),
-            ("packages".into(), packages.to_string()),
+            ("packages".into(), snapshot.packages.len().to_string()),
+            (snapshot::DIGEST.into(), snapshot.digest().to_string()),
+            (snapshot::LIST.into(), snapshot.to_string()),
             (RECIPE_LABEL.into(), recipe.key.to_string()),
         ]),
     }

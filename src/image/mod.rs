@@ -20,6 +20,7 @@ pub mod build;
 pub mod lint;
 pub mod import;
 pub mod ram;
+pub mod snapshot;
 pub mod tool;
 mod cpio;
 mod disk;
@@ -35,6 +36,7 @@ pub use library::Library;
 pub use manifest::{Chunk, Manifest, SignedManifest};
 pub use ram::RamSystem;
 pub use sign::{PublicKey, SigningKey};
+pub use snapshot::Snapshot;
 pub use tool::{Progress, Step};
 
 use crate::error::Error;

@@ -129,6 +129,21 @@ impl Recipe {
         Self::load_within(recipes, name, MAX_DEPTH)
     }
 
+    /// Says of a package that does not exist in which line it is asked for.
+    pub fn locate(&self, error: Error) -> Error {
+        let wanted = |package: &&String| error.message().ends_with(&super::tool::no_package(package));
+        let Some(package) = self.packages.iter().find(wanted).filter(|_| error.code() == "image.package") else {
+            return error;
+        };
+        let path = self.folder.join("recipe.toml");
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let line = text.lines().position(|line| line.contains(&format!("\"{package}\"")));
+        let place = format!("{}:{}", path.display(), line.map_or(1, |line| line + 1));
+        Error::config("image.package", format!("{place}: {}", super::tool::no_package(package)))
+            .hint("correct the name there; `apt-cache search` finds names")
+            .because(error.causes().join("\n"))
+    }
+
     fn load_within(recipes: &Path, name: &str, depth: usize) -> Result<Self> {
         let folder = recipes.join(name);
         let path = folder.join("recipe.toml");
@@ -353,6 +368,18 @@ mod tests {
         refused(&format!("kind='disk'\n{start}[disk]\nkernel-args='a\\nb'\n"), "kernel-args");
         refused(&format!("kind='ram'\n{start}"), "[ram] belongs");
         refused(&format!("kind='ram'\n{start}[ram]\nmodules=[]\n"), "files/init");
+    }
+
+    #[test]
+    fn a_package_that_does_not_exist_is_found_in_the_recipe() {
+        let dir = folder(&[("base", &format!("packages = [\n 'apt',\n \"qemu-sytem\",\n]\n{BASE}"))]);
+        let recipe = Recipe::load(dir.path(), "base").unwrap();
+        let missing = |name| Error::config("image.package", super::super::tool::no_package(name)).because("E: x");
+        let error = recipe.locate(missing("qemu-sytem"));
+        assert!(error.message().contains("base/recipe.toml:3: "), "{error}");
+        assert_eq!(error.causes(), ["E: x"]);
+        // One that another package asks for is in no line of ours.
+        assert_eq!(recipe.locate(missing("libx")).message(), super::super::tool::no_package("libx"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::recipe::{Recipe, walk};
+use super::snapshot::Snapshot;
 use super::tool::Tools;
 use crate::error::{Error, Kind, OrFail, Result};
 
@@ -42,6 +43,16 @@ impl Sources {
             None => host_sources(Path::new("/etc/apt"), suite),
         };
         Ok(Self { lines, settings })
+    }
+}
+
+impl Sources {
+    /// From here on only the versions of the snapshot are installed.
+    pub fn pin(&mut self, snapshot: &Snapshot, work: &Path) -> Result<()> {
+        let path = work.join("preferences");
+        write(&path, &snapshot.preferences())?;
+        self.settings.push_str(&format!("Dir::Etc::preferences \"{}\";\n", path.display()));
+        Ok(())
     }
 }
 

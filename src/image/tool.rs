@@ -170,12 +170,9 @@ impl<'a> Tools<'a> {
             package.or_else(|| l.strip_prefix("E: Package '")?.strip_suffix("' has no installation candidate"))
         });
         if let Some(package) = missing {
-            return Error::config(
-                "image.package",
-                format!("the recipe {} wants the package {package}, which does not exist", self.image),
-            )
-            .hint("correct the name in recipe.toml; `apt-cache search` finds names")
-            .because(tail);
+            return Error::config("image.package", format!("{}: {}", self.image, no_package(package)))
+                .hint("correct the name in recipe.toml; `apt-cache search` finds names")
+                .because(tail);
         }
         if tail.contains("No space left on device") || tail.contains("you don't have enough free space") {
             return super::disk_full(io::ErrorKind::StorageFull.into(), name).because(tail);
@@ -189,6 +186,11 @@ impl<'a> Tools<'a> {
             .hint(format!("the whole output is in {log}"))
             .because(tail)
     }
+}
+
+/// How an error of the code `image.package` ends.
+pub fn no_package(name: &str) -> String {
+    format!("there is no package {name}")
 }
 
 /// The same command under a parent-death signal.
