@@ -19,10 +19,10 @@ use slab::Slab;
 pub const SECTION: usize = 64;
 /// A line has this many members before another is opened: for a few machines, a short line costs the server less.
 pub const SHORT: usize = 16;
-/// No line is longer. A hop costs the time of one group of 64 KiB (0.5 ms at 1 Gbit/s), so here the last is half a second
-/// to one second behind the first; and whatever breaks holds up at most so many. Below, only the uplink of the server
-/// decides on the number of lines: to feed one line more than it can carry costs everybody more than the longer way.
-pub const LONG: usize = 1024;
+/// No line is longer. A hop costs the time of one group of 64 KiB (0.5 ms at 1 Gbit/s), so the last of so many is some four
+/// seconds behind the first; and each break holds up those behind it for a second or two. Below, only the uplink of the
+/// server decides on the number of lines: a second line on an uplink that carries one doubles everybody's time.
+pub const LONG: usize = 8192;
 
 #[derive(Debug)]
 struct Seat<K> {
@@ -298,10 +298,10 @@ mod tests {
         }
         assert_eq!(l.lines.len(), 4);
         let mut l = Lines::new(1);
-        for id in 0..5000u32 {
+        for id in 0..20_000u32 {
             l.join(id, &Arc::from(""), id.into());
         }
-        assert_eq!(l.lines.len(), 5);
+        assert_eq!(l.lines.len(), 3);
         assert!(l.lines.iter().all(|line| line.len <= LONG));
     }
 
