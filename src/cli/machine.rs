@@ -9,6 +9,7 @@ use crate::api::client::{Client, segment};
 use crate::api::view::{DeployRequest, EventView, MachineList, MachineView, PowerRequest};
 use crate::error::Result;
 use crate::machine::{Hostname, Role, TargetRule};
+use crate::swarm::tracker::SwarmList;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -73,7 +74,8 @@ pub async fn run(args: Args) -> Result<()> {
         }
         Command::Show { machine } => {
             let view: MachineView = client.get(&path(&machine, "")).await?;
-            show::print(args.json, &view, || show::machine(&view));
+            let swarms: SwarmList = client.get("/api/v1/swarm").await?;
+            show::print(args.json, &view, || show::machine(&view, &swarms));
         }
         Command::Events { machine } => {
             let mut events: Vec<EventView> = Vec::new();

@@ -11,6 +11,7 @@ mod library;
 mod machine;
 mod serve;
 mod show;
+mod swarm;
 mod switch;
 
 use std::process::ExitCode;
@@ -36,6 +37,8 @@ enum Command {
     Machine(machine::Args),
     /// See how a machine boots from the network.
     Boot(boot::Args),
+    /// See which machine has how much of which image, and from whom.
+    Swarm(swarm::Args),
     /// See switches and what they fetched.
     Switch(switch::Args),
     /// Build, import and check images.
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => block_on(serve::run(args)),
         Command::Machine(args) => block_on(machine::run(args)),
         Command::Boot(args) => block_on(boot::run(args)),
+        Command::Swarm(args) => block_on(swarm::run(args)),
         Command::Switch(args) => block_on(switch::run(args)),
         Command::Image(args) => block_on(image::run(args)),
         Command::Lab(command) => return finish(block_on(lab::main(command))),

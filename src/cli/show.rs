@@ -6,6 +6,7 @@ use crate::api::view::{EventView, MachineView};
 use crate::boot::monitor::Status;
 use crate::boot::switch::{Report, State, SwitchReport};
 use crate::image::Catalogue;
+use crate::swarm::tracker::{MemberView, SwarmList, SwarmView};
 
 pub fn print(json: bool, value: &impl serde::Serialize, table: impl FnOnce() -> String) {
     let text = if json { serde_json::to_string_pretty(value).unwrap_or_default() } else { table() };
@@ -54,8 +55,13 @@ pub fn machines(list: &[MachineView]) -> String {
     table.to_string()
 }
 
-pub fn machine(m: &MachineView) -> String {
+pub fn machine(m: &MachineView, swarms: &SwarmList) -> String {
     let mut lines = vec![machines(std::slice::from_ref(m)), String::new()];
+    for swarm in &swarms.swarms {
+        if let Some(member) = swarm.members.iter().find(|member| member.machine == m.id) {
+            lines.extend([member_now(&swarm.name, member), String::new()]);
+        }
+    }
     if let Some(problem) = &m.problem {
         lines.push(format!("broken: {} [{}]", problem.title, problem.code));
         lines.extend(problem.causes.iter().map(|c| format!("  because: {c}")));
@@ -114,6 +120,59 @@ pub fn machine(m: &MachineView) -> String {
         lines.push(format!("  {:<14}{:8.1} s", t.state, t.seconds));
     }
     lines.join("\n")
+}
+
+/// One machine in one swarm, in a line.
+fn member_now(image: &str, m: &MemberView) -> String {
+    let sum = m.from_peers_bytes + m.from_appliance_bytes;
+    let peers = (m.from_peers_bytes * 100).checked_div(sum).unwrap_or(0);
+    let follows = m.follows.as_deref().unwrap_or("the appliance");
+    let now = match m.state.as_str() {
+        "done" | "left" => String::new(),
+        _ => format!(", follows {follows} at {:.1} MB/s", m.rate as f64 / 1e6),
+    };
+    format!("{image}: {}, {:.0} %{now}; {peers} % of {} MiB from other machines", m.state, m.share * 100.0, sum >> 20)
+}
+
+pub fn swarms(list: &SwarmList) -> String {
+    if list.swarms.is_empty() {
+        return "no machine fetches an image".into();
+    }
+    list.swarms.iter().map(swarm).collect::<Vec<_>>().join("\n\n")
+}
+
+fn swarm(s: &SwarmView) -> String {
+    let copies = |bytes: u64| bytes as f64 / s.image_bytes.max(1) as f64;
+    let done = s.members.iter().filter(|m| m.share >= 1.0).count();
+    let mut text = format!(
+        "{}, {} MiB: {done} of {} machines have it; copies sent by the appliance {:.2}, within racks {:.2}, between racks {:.2}\n",
+        s.name,
+        s.image_bytes >> 20,
+        s.members.len(),
+        copies(s.from_appliance_bytes),
+        copies(s.from_same_rack_bytes),
+        copies(s.from_other_racks_bytes),
+    );
+    let name = |rack: &str| if rack.is_empty() { "unknown".to_owned() } else { rack.to_owned() };
+    let racks: Vec<String> = s.racks.iter().map(|r| format!("{} {:.2}", name(&r.rack), r.copies_in)).collect();
+    if !racks.is_empty() {
+        text += &format!("copies that came into each rack: {}\n", racks.join(", "));
+    }
+    let mut table = table(&["MACHINE", "RACK", "STATE", "HAS", "MB/s", "FOLLOWS", "FROM MACHINES"]);
+    for m in &s.members {
+        let sum = m.from_peers_bytes + m.from_appliance_bytes;
+        let fetching = !matches!(m.state.as_str(), "done" | "left" | "silent");
+        table.add_row([
+            m.name.clone(),
+            m.rack.clone(),
+            m.state.clone(),
+            format!("{:.0} %", m.share * 100.0),
+            if fetching { format!("{:.1}", m.rate as f64 / 1e6) } else { String::new() },
+            if fetching { m.follows.clone().unwrap_or_else(|| "the appliance".into()) } else { String::new() },
+            (m.from_peers_bytes * 100).checked_div(sum).map_or(String::new(), |percent| format!("{percent} %")),
+        ]);
+    }
+    text + &table.to_string()
 }
 
 pub fn switches(report: &Report) -> String {

@@ -81,6 +81,22 @@ impl Home {
         std::fs::write(folder.join("manifest"), signed.encode()).unwrap();
         Self { dir, digest: signed.digest(), manifest: Arc::new(manifest), data }
     }
+
+    /// Of a machine that has nothing yet.
+    fn report(&self) -> SwarmReport {
+        SwarmReport {
+            image: self.digest,
+            port: 4000,
+            frames: 0,
+            bytes: 0,
+            lacking: self.manifest.chunks.len() as u32,
+            from: Vec::new(),
+            garbage: Vec::new(),
+            starved_ms: 0,
+            leaving: false,
+            seat: None,
+        }
+    }
 }
 
 /// Ends like a process when it is dropped: with all its connections.
@@ -330,23 +346,29 @@ async fn the_appliance_restarts_while_three_machines_fetch() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_a_person_waits_for_goes_to_the_front() {
+    let home = Home::new();
+    let appliance = Appliance::start(home.dir.path(), 1 << 30, [0, 0]).await;
+    let mut links = Vec::new();
+    for (n, name) in (51..).zip(["kvm-1", "kvm-2"]) {
+        links.push(Link::new(&appliance, appliance.expect(name, "A").await, loopback(n)));
+        links.last().unwrap().plan(&home.report()).await;
+    }
+    let client = api::client::Client::new(&format!("http://{}", appliance.web)).unwrap();
+    let _: SwarmList = client.post("/api/v1/swarm/first/kvm-2", &()).await.unwrap();
+    assert_eq!(links[1].plan(&home.report()).await.predecessors, [appliance.frames]);
+    let second = SocketAddr::new(loopback(52), 4000);
+    assert_eq!(links[0].plan(&home.report()).await.predecessors, [second, appliance.frames]);
+    assert!(client.post::<SwarmList>("/api/v1/swarm/first/kvm-9", &()).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_machines_say_is_held_against_what_is_known() {
     let home = Home::new();
     let appliance = Appliance::start(home.dir.path(), 1 << 30, [0, 0]).await;
     let (first, second) = (appliance.expect("kvm-1", "A").await, appliance.expect("kvm-2", "A").await);
     let [one, two] = [(first, 31), (second, 32)].map(|(id, n)| Link::new(&appliance, id, loopback(n)));
-    let report = SwarmReport {
-        image: home.digest,
-        port: 4000,
-        frames: 0,
-        bytes: 0,
-        lacking: home.manifest.chunks.len() as u32,
-        from: Vec::new(),
-        garbage: Vec::new(),
-        starved_ms: 0,
-        leaving: false,
-        seat: None,
-    };
+    let report = home.report();
     // Nobody reports for another one, nobody swarms around what is not there.
     let forger = Link { token: two.token.clone(), ..one.clone() };
     assert_eq!(forger.send(&report).await.unwrap().status(), 403);
