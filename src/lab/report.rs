@@ -1,5 +1,7 @@
 //! What came of it: for each machine what it is now and how that is known, and where the time went.
 
+use std::collections::BTreeSet;
+
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use serde_json::Value;
@@ -76,13 +78,22 @@ impl Report {
     pub fn text(&self) -> String {
         let mut text: String = self.machines.iter().map(|m| m.text() + "\n").collect();
         text += &self.table().to_string();
-        text += &self.peer_share.map_or_else(String::new, |share| format!("\n{}", from_others(share)));
+        text += &self.peer_share.map_or_else(String::new, |share| match self.shares_an_image() {
+            true => format!("\n{}", from_others(share)),
+            false => "\nno two machines got the same image, so each fetched its own from the appliance".to_owned(),
+        });
         let machines = self.machines.len();
         text += &match self.outcome {
             o if o == End::Delivered.name() => format!("\nall {machines} delivered in {:.1} s", self.seconds),
             outcome => format!("\nnot all delivered after {:.1} s: {outcome}", self.seconds),
         };
         text
+    }
+
+    /// Only frames of the same image are passed on.
+    fn shares_an_image(&self) -> bool {
+        let mut seen = BTreeSet::new();
+        self.machines.iter().filter_map(|m| m.deployed.as_ref()).any(|d| !seen.insert(d.manifest.0))
     }
 
     /// Stages down, machines across, seconds in the cells.
@@ -289,6 +300,11 @@ mod tests {
             |name: &str| table.lines().find(|l| l.contains(name)).map(|l| l.split_whitespace().collect::<Vec<_>>());
         assert_eq!(row("seen").unwrap()[1..4], ["seen", "1.5", "4.0"]);
         assert_eq!(row("deploying").unwrap()[1..4], ["deploying", "2.0", "-"]);
-        assert!(report.text().ends_with("not all delivered after 70.0 s: broken"));
+        let text = report.text();
+        assert!(
+            text.ends_with("\n60 % of the image data came from other machines\nnot all delivered after 70.0 s: broken")
+        );
+        let alone = Report { machines: report.machines.into_iter().take(1).collect(), ..report };
+        assert!(alone.text().contains("\nno two machines got the same image"));
     }
 }
