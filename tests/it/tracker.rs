@@ -320,6 +320,37 @@ async fn three_machines_follow_one_another_and_the_shares_are_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_loses_power_is_closed_up_around() {
+    let home = Arc::new(Home::new());
+    let appliance = Appliance::start(home.dir.path(), 4 * MIB as u64, [0, 0]).await;
+    let (mut ids, mut machines) = (Vec::new(), Vec::new());
+    for (n, name) in (71..).zip(["kvm-1", "kvm-2", "kvm-3"]) {
+        let id = appliance.expect(name, "A").await;
+        let (link, home) = (Link::new(&appliance, id, loopback(n)), home.clone());
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let running = runtime.spawn(async move { member(link, &home, loopback(n)).await });
+        ids.push(id);
+        machines.push((runtime, running));
+        // So that they stand in this order.
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    let before = appliance.swarm().await.unwrap();
+    assert_eq!(before.members[2].follows.as_deref(), Some("kvm-2"));
+    assert!(before.members.iter().all(|m| m.share < 1.0), "{before:?}");
+    machines.remove(1).0.shutdown_background();
+    appliance.told(ids[1], "fell silent while it fetched test-20261121-00000000").await;
+    assert_eq!(appliance.swarm().await.unwrap().members[1].state, "silent");
+    let mut from = Vec::new();
+    for (runtime, running) in machines {
+        from.push(running.await.unwrap());
+        runtime.shutdown_background();
+    }
+    let of = |n: u8| from[1].iter().filter(|s| s.address.ip() == loopback(n)).map(|s| s.bytes).sum::<u64>();
+    assert!(of(72) > 0 && of(71) > 0, "the third had a part from each: {from:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_appliance_restarts_while_three_machines_fetch() {
     let home = Home::new();
     let appliance = Appliance::start(home.dir.path(), 4 * MIB as u64, [0, 0]).await;

@@ -38,8 +38,9 @@ impl Swarm {
             let room = self.data_size.saturating_mul(4).saturating_sub(member.counted);
             let bytes = source.bytes.saturating_sub(before).min(room);
             member.counted += bytes;
-            // By its frame server or over HTTP.
-            let appliance = from.is_none() && source.address.ip() == member.appliance.ip();
+            // By its frame server or over HTTP; the address is not specified where the machine knows a name only.
+            let ip = source.address.ip();
+            let appliance = from.is_none() && (ip == member.appliance.ip() || ip.is_unspecified());
             *if appliance { &mut member.from_appliance } else { &mut member.from_peers } += bytes;
             let (sum, outside) = match from {
                 Some(rack) if rack == member.rack => (&mut self.traffic.same_rack, false),

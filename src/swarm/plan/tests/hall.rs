@@ -12,6 +12,8 @@ const IDEAL: Millis = IMAGE as Millis * TICK;
 struct Node {
     rack: usize,
     starts: Millis,
+    /// Between two reports.
+    every: Millis,
     alive: bool,
     /// Frames a tick, down and up.
     down: f64,
@@ -49,6 +51,7 @@ impl Hall {
         let node = |rack, starts| Node {
             rack,
             starts,
+            every: 1000,
             alive: true,
             down: 1.0,
             up: 1.0,
@@ -141,7 +144,7 @@ impl Hall {
         let now = self.now;
         let here = |h: &Self, n: usize| h.nodes[n].alive && h.nodes[n].starts <= now;
         for n in 1..self.nodes.len() {
-            if here(self, n) && (now - self.nodes[n].starts) % 1000 < TICK {
+            if here(self, n) && (now - self.nodes[n].starts) % self.nodes[n].every < TICK {
                 self.report(n);
             }
         }
@@ -337,6 +340,17 @@ fn machines_come_one_after_the_other() {
     all.sort_by(f64::total_cmp);
     assert!(all[32] < 1.1 && all[63] < 1.8, "from its own start: half by {}, all by {}", all[32], all[63]);
     assert!(h.into.iter().all(|n| Hall::copies(*n) <= 1.2) && Hall::copies(h.sent) <= 1.2);
+}
+
+#[test]
+fn reports_that_come_late_hold_up_nobody() {
+    let mut h = hall(2, 16);
+    h.nodes.iter_mut().for_each(|n| n.every = 2500);
+    // Silent for longer than GONE each time, so that it is passed over and taken in again all the while.
+    h.nodes[5].every = 5000;
+    h.run(|_| {});
+    assert!(h.ratio(|_, _| true) < 1.3, "{}", h.ratio(|_, _| true));
+    assert!(h.swarm.members().all(|m| m.leaf.is_none()));
 }
 
 #[test]
