@@ -70,14 +70,15 @@ pub struct Fetched {
 }
 
 impl Member {
-    /// `None`: this appliance knows no swarms. One that does not answer may do so later; until then frames come over HTTP.
-    pub async fn join(agent: &Agent, wish: Wish<'_>, http: HttpSource, meter: &Meter) -> Result<Option<Self>> {
+    /// `None`: this appliance knows no swarms, or this machine cannot serve others. An appliance that does not answer may do
+    /// so later; until then frames come over HTTP.
+    pub async fn join(agent: &Agent, wish: Wish<'_>, http: HttpSource, meter: &Meter) -> Option<Self> {
         let appliance = address_of(agent.appliance.url());
         let budget = spill::budget(&agent.options.roots.proc, wish.manifest);
         let spill = Arc::new(Spill::new(wish.device, wish.free, budget));
         let keep = Box::new(Arc::clone(&spill));
         let holdings = Arc::new(Holdings::empty(wish.image, Arc::clone(wish.manifest), keep));
-        let (listener, port) = listen(appliance.ip()).await?;
+        let (listener, port) = listen(appliance.ip()).await.inspect_err(say_error).ok()?;
 
         let (announcer, mut plan) = announcer();
         let chunks = &wish.manifest.chunks;
@@ -105,11 +106,11 @@ impl Member {
         };
         tasks.spawn(announcer.run(leave.clone(), move |leaving| reports.report(port, leaving), tell, apply));
         match timeout(FIRST, plan.changed()).await {
-            Ok(Err(_)) => return Ok(None),
+            Ok(Err(_)) => return None,
             Ok(Ok(())) => say(format!("serving others on port {port}")),
             Err(_) => say("the appliance does not say yet whom to follow"),
         }
-        Ok(Some(Self { relay, server, spill, plan, appliance: appliance.ip(), leave, tasks }))
+        Some(Self { relay, server, spill, plan, appliance: appliance.ip(), leave, tasks })
     }
 
     pub fn source(&self) -> &dyn Source {

@@ -62,7 +62,7 @@ pub async fn deploy(agent: &Agent, number: u64, order: &Deploy, meter: &Meter) -
         device: &device,
         free: layout.spill.clone(),
     };
-    let member = Member::join(agent, wish, http(agent, order, meter), meter).await?;
+    let member = Member::join(agent, wish, http(agent, order, meter), meter).await;
     let (alone, source): (HttpSource, &dyn Source);
     source = match &member {
         Some(member) => member.source(),
