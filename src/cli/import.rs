@@ -13,16 +13,26 @@ use crate::image::import::{self, Options};
 use crate::image::inspect::System;
 use crate::image::inspect::disk::Disk;
 use crate::image::lint::{self, Expected, Finding, Level};
-use crate::image::{Cache, Catalogue};
+use crate::image::recipe::Recipe;
+use crate::image::{Cache, Catalogue, container};
 use crate::machine::Role;
 
 #[derive(clap::Args)]
 pub struct Args {
     /// The file; what it is, is told from its content.
     file: PathBuf,
-    /// Its name in the catalogue.
-    #[arg(long)]
-    name: String,
+    /// A disk image, or a container for the image of a recipe to bring along.
+    #[arg(long = "as", value_enum, default_value = "disk")]
+    kind: As,
+    /// Its name in the catalogue; a container's, with its tag, is also found in the archive.
+    #[arg(long, required_if_eq("kind", "disk"))]
+    name: Option<String>,
+    /// The recipe whose image brings the container along.
+    #[arg(long, value_name = "RECIPE", default_value = "docker")]
+    into: String,
+    /// The folder of recipes.
+    #[arg(long, default_value = "images", value_name = "DIR")]
+    recipes: PathBuf,
     /// What machines with it are for; several with commas.
     #[arg(long = "role", value_delimiter = ',')]
     roles: Vec<Role>,
@@ -34,6 +44,13 @@ pub struct Args {
     smallest_disk: Option<u64>,
     #[command(flatten)]
     fleet: fleet::Source,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum As {
+    Disk,
+    /// `docker save` or an OCI layout: its layers become one.
+    Container,
 }
 
 #[derive(clap::Args)]
@@ -63,6 +80,9 @@ fn size(text: &str) -> std::result::Result<u64, String> {
 }
 
 pub async fn run(cache: Cache, args: Args, json: bool) -> Result<()> {
+    if args.kind == As::Container {
+        return preload(cache, args, json).await;
+    }
     let expected = fleet::expected(&args.fleet, args.smallest_disk).await;
     let begin = Instant::now();
     let imported = until_stopped(move |stop| {
@@ -70,7 +90,7 @@ pub async fn run(cache: Cache, args: Args, json: bool) -> Result<()> {
         let shown = Shown::new(stop);
         let options = Options {
             file: &args.file,
-            name: &args.name,
+            name: args.name.as_deref().unwrap_or_default(),
             roles: &args.roles,
             cache: &cache,
             key: &key,
@@ -101,6 +121,43 @@ pub async fn run(cache: Cache, args: Args, json: bool) -> Result<()> {
             m.data_size >> 20,
             m.disk_size >> 20,
             begin.elapsed().as_secs_f64()
+        )
+    });
+    Ok(())
+}
+
+async fn preload(cache: Cache, args: Args, json: bool) -> Result<()> {
+    let begin = Instant::now();
+    let into = args.into.clone();
+    let done = until_stopped(move |stop| {
+        let recipe = Recipe::load(&args.recipes, &args.into)?;
+        let shown = Shown::new(stop);
+        let tag = args.name.as_deref();
+        let options =
+            container::Options { source: &args.file, tag, recipe: &recipe, cache: &cache, limit: container::LIMIT };
+        let done = container::preload(&options, &shown);
+        shown.bar.finish_and_clear();
+        done
+    })
+    .await?;
+    let seconds = begin.elapsed().as_secs_f64();
+    let view = json!({
+        "container": done.tag, "archive": done.archive, "into": into, "layers": done.layers, "layer_bytes": done.before,
+        "data_bytes": done.after, "devices_left_out": done.devices, "seconds": seconds,
+    });
+    show::print(json, &view, || {
+        let devices = match done.devices {
+            0 => String::new(),
+            n => format!("; {n} device node(s) left out, the runtime makes its own"),
+        };
+        format!(
+            "{}: {} layers, {} MiB, are one of {} MiB{devices} ({seconds:.1} s)\n\
+             the next `rackline image build {into}` brings it along; to take it out: rm {}",
+            done.tag,
+            done.layers,
+            done.before >> 20,
+            done.after >> 20,
+            done.archive.display(),
         )
     });
     Ok(())

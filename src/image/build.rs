@@ -9,6 +9,7 @@ use rustix::fs::Mode;
 
 use super::cache::Cache;
 use super::catalogue::{Catalogue, Entry};
+use super::container;
 use super::disk::{self, Kernel};
 use super::manifest::Boot;
 use super::publish::{Draft, publish};
@@ -50,7 +51,8 @@ pub enum Built {
 
 /// Builds what the recipe says, unless it is there already.
 pub fn build(options: &Options, progress: &dyn Progress) -> Result<Built> {
-    let recipe = Recipe::load(options.recipes, options.name)?;
+    let mut recipe = Recipe::load(options.recipes, options.name)?;
+    recipe.bring_along(container::waiting(options.cache, options.name)?)?;
     // Modes of files that the build makes must not depend on who builds.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     Builder { options, progress }.recipe(&recipe, options.refresh)

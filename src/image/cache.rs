@@ -7,6 +7,7 @@
 //! | `images/NAME-RELEASE/` | disk images, see [`super::catalogue`] |
 //! | `ram/NAME-KEY/` | RAM systems |
 //! | `initrd/KEY.zst` | initramfs with the agent's binary |
+//! | `containers/RECIPE/` | containers that a recipe's image brings along, see [`super::container`] |
 //! | `debs/` | packages as fetched |
 //! | `locks/`, `logs/`, `tmp/` | one lock per name, the last build's output, work in progress |
 

@@ -19,6 +19,7 @@ pub mod publish;
 pub mod build;
 pub mod lint;
 pub mod import;
+pub mod container;
 pub mod ram;
 pub mod snapshot;
 pub mod tool;

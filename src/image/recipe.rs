@@ -121,6 +121,8 @@ pub struct Recipe {
     pub ram: Option<Ram>,
     /// Digest of all that decides what is built: the folder, those of the parents, and the builder.
     pub key: Digest,
+    /// Archives of containers that the host loads at its first boot.
+    pub containers: Vec<PathBuf>,
 }
 
 impl Recipe {
@@ -197,7 +199,24 @@ impl Recipe {
             disk,
             ram: text.ram,
             key,
+            containers: Vec::new(),
         })
+    }
+}
+
+impl Recipe {
+    /// With archives of containers, which become part of the key.
+    pub fn bring_along(&mut self, containers: Vec<PathBuf>) -> Result<()> {
+        for path in &containers {
+            let failed = || format!("cannot read {}", path.display());
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(&self.key.0).update(path.file_name().unwrap_or_default().as_encoded_bytes()).update(&[0]);
+            let file = fs::File::open(path).or_fail(Kind::Config, "image.recipe", failed)?;
+            hasher.update_reader(file).or_fail(Kind::Config, "image.recipe", failed)?;
+            self.key = hasher.finalize().into();
+        }
+        self.containers = containers;
+        Ok(())
     }
 }
 

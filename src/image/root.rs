@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::recipe::{Recipe, walk};
@@ -242,7 +242,24 @@ fn stage_files(recipe: &Recipe, stage: &Path) -> Result<()> {
         }
         Ok(())
     };
-    copy().or_fail(Kind::Config, "image.files", failed)
+    copy().or_fail(Kind::Config, "image.files", failed)?;
+    stage_containers(&recipe.containers, stage)
+}
+
+fn stage_containers(archives: &[PathBuf], stage: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let folder = stage.join(super::container::ON_THE_HOST);
+    let stage = || -> std::io::Result<()> {
+        if !archives.is_empty() {
+            fs::DirBuilder::new().recursive(true).mode(0o755).create(&folder)?;
+        }
+        for archive in archives {
+            // Both lie in the cache.
+            fs::hard_link(archive, folder.join(archive.file_name().unwrap_or_default()))?;
+        }
+        Ok(())
+    };
+    stage().map_err(|e| super::disk_full(e, "adding the containers"))
 }
 
 /// The newest date that the package lists of this root carry, in Unix seconds: no package is younger, and the same

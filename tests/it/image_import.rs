@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rackline::error::Error;
 use rackline::image::import::{Imported, Options, import};
+use rackline::image::inspect::disk::Disk;
 use rackline::image::lint::{Expected, Level};
-use rackline::image::{Cache, Catalogue, Progress, Step};
+use rackline::image::manifest::Manifest;
+use rackline::image::{Cache, Catalogue, Progress, SigningKey, Step};
 use rackline::machine::{Firmware, Role};
 
 const MIB: u64 = 1 << 20;
@@ -194,8 +196,11 @@ fn import_refuses_what_needs_another_file() {
          qemu-img create -q -f vmdk -o subformat=monolithicFlat flat.vmdk 8M
          qemu-img convert -f raw -O vmdk disk.raw base.vmdk
          qemu-img create -q -f vmdk -b base.vmdk -F vmdk parent.vmdk
-         qemu-img create -q --object secret,id=s,data=x -f qcow2 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 luks.qcow2 8M",
+         qemu-img create -q -f qcow2 luks.qcow2 8M",
     );
+    // Its header says that it is encrypted by LUKS. (qemu-img gives up making one where the machine is busy.)
+    let luks = File::options().write(true).open(dir.path().join("luks.qcow2")).unwrap();
+    luks.write_all_at(&2u32.to_be_bytes(), 32).unwrap();
     for (file, code, named) in [
         ("backing.qcow2", "image.other-file", "\"base.qcow2\""),
         ("data.qcow2", "image.other-file", "external data file"),
@@ -266,7 +271,7 @@ fn lint_finds_what_was_left_inside() {
     // The image of the catalogue is read without unpacking it, and says the same.
     let catalogue =
         Catalogue::open(&cache.folder("images").unwrap(), &[cache.signing_key().unwrap().public()]).unwrap();
-    let disk = rackline::image::inspect::disk::Disk::packed(catalogue.resolve("dirty").unwrap()).unwrap();
+    let disk = Disk::packed(catalogue.resolve("dirty").unwrap()).unwrap();
     let system = rackline::image::inspect::System::find(&disk).unwrap();
     assert_eq!(rackline::image::lint::check(&disk, &system, &expected).unwrap(), imported.findings);
 }
@@ -386,4 +391,35 @@ fn the_second_import_of_a_name_waits_for_the_first() {
     let watch = Watch(AtomicBool::new(false));
     assert_eq!(import(&options, &watch).unwrap_err().code(), "image.stopped");
     assert!(watch.0.load(Ordering::SeqCst));
+}
+
+/// An image that was built here, brought into the form of a cloud image, is taken for what it is.
+#[test]
+#[ignore = "needs an image that was built before: `rackline image build ovs`"]
+fn image_import_of_one_of_our_own_gives_its_chunks() {
+    let built = Cache::open(&Cache::default_root().unwrap()).unwrap();
+    let keys = ["signing.key", "test.key"].map(|k| SigningKey::load_or_create(&built.root().join(k)).unwrap().public());
+    let catalogue = Catalogue::open(&built.folder("images").unwrap(), &keys).unwrap();
+    let ours = catalogue.resolve("ovs").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let packed = Disk::packed(ours).unwrap();
+    let raw = File::create(dir.path().join("disk.raw")).unwrap();
+    raw.set_len(packed.size()).unwrap();
+    for chunk in &ours.manifest.chunks {
+        let mut bytes = vec![0; chunk.raw_length as usize];
+        packed.read_at(chunk.disk_offset, &mut bytes).unwrap();
+        raw.write_all_at(&bytes, chunk.disk_offset).unwrap();
+    }
+    sh(dir.path(), "qemu-img convert -f raw -O qcow2 -c disk.raw image; rm disk.raw");
+    let cache = Cache::open(&dir.path().join("cache")).unwrap();
+    let begin = std::time::Instant::now();
+    let imported = take(&cache, &dir.path().join("image"), "ovs", &Expected::default(), None).unwrap();
+    let (a, b) = (&ours.manifest, &imported.entry.manifest);
+    println!("{} MiB of {} in {:?}; {:?}", b.data_size >> 20, imported.format, begin.elapsed(), imported.findings);
+    assert_eq!(imported.format, "qcow2");
+    let raw_of = |m: &Manifest| m.chunks.iter().map(|c| (c.index, c.raw)).collect::<Vec<_>>();
+    assert_eq!(raw_of(a), raw_of(b));
+    assert_eq!((a.disk_size, &a.arch, &a.firmware), (b.disk_size, &b.arch, &b.firmware));
+    assert_eq!((&a.boot.release, &a.boot.root_label), (&b.boot.release, &b.boot.root_label));
+    assert_eq!((&a.boot.kernel, &a.boot.initrd), (&b.boot.kernel, &b.boot.initrd));
 }

@@ -14,6 +14,7 @@ mod firmware;
 mod fuzz;
 mod http_files;
 mod image;
+mod image_container;
 mod image_import;
 mod image_life;
 mod layers;

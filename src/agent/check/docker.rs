@@ -1,11 +1,15 @@
 //! A container host must run a container, from an image that it brings along: delivery needs no registry.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::{Found, Question, Visit};
 use crate::agent::tool;
 use crate::error::Result;
+use crate::image::container::ON_THE_HOST;
 
+/// Removes each archive of [`ON_THE_HOST`] once Docker has it.
+const LOADER: &str = "rackline-containers.service";
 /// A root file system with a shell's `echo`, as `docker import` takes it.
 const ROOT: &str = "/usr/share/rackline/container.tar";
 const IMAGE: &str = "rackline/check:1";
@@ -32,7 +36,7 @@ pub async fn check(visit: &mut Visit<'_>) {
 
     let question = Question {
         id: "docker.image",
-        expected: format!("{IMAGE} there or imported"),
+        expected: format!("{IMAGE} there or imported, and what the image brought along loaded"),
         deadline: LONG,
         hint: "build the image with the files of its role",
     };
@@ -67,7 +71,22 @@ fn judge_storage(text: &str) -> Found {
     Found::when(driver.starts_with("overlay") && cgroup == "2", format!("{driver}, cgroup {cgroup}"))
 }
 
+/// The archives that Docker does not have yet.
+fn not_loaded() -> Vec<String> {
+    let entries = std::fs::read_dir(Path::new("/").join(ON_THE_HOST)).into_iter().flatten().flatten();
+    let names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.ends_with(".tar")).collect()
+}
+
 async fn image() -> Result<Found> {
+    if !not_loaded().is_empty() {
+        // Waits for the one that the boot started.
+        tool::run("systemctl", &["start", LOADER], LONG).await?;
+    }
+    let left = not_loaded();
+    if !left.is_empty() {
+        return Ok(Found::Bad(format!("{LOADER} has not loaded {}", left.join(", "))));
+    }
     if tool::run("docker", &["image", "inspect", "--format", "{{.Id}}", IMAGE], QUICK).await?.success {
         return Ok(Found::Good("it was there".into()));
     }

@@ -116,7 +116,16 @@ fn check_size(size: u64) -> Result<()> {
     }
 }
 
-fn recognise(path: &Path) -> Result<Format> {
+/// The file itself, or what is in it if a compressor packed it, as `to`.
+pub fn unwrapped(tools: &Tools, file: &Path, to: &Path) -> Result<PathBuf> {
+    match wrapping(&head_of(file)?.1) {
+        None => Ok(file.to_owned()),
+        Some(format) => decompress(tools, file, format, to).map(|()| to.to_owned()),
+    }
+}
+
+/// The file and how it begins.
+fn head_of(path: &Path) -> Result<(File, Vec<u8>)> {
     let failed = || format!("cannot read {}", path.display());
     let mut file = File::open(path).or_fail(Kind::Input, "image.source", failed)?;
     let mut head = vec![0; 1024];
@@ -127,15 +136,29 @@ fn recognise(path: &Path) -> Result<Format> {
             n => length += n,
         }
     }
+    Ok((file, head))
+}
+
+fn wrapping(head: &[u8]) -> Option<Format> {
+    match () {
+        () if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) => Some(Format::Zstd),
+        () if head.starts_with(&[0x1f, 0x8b]) => Some(Format::Gzip),
+        () if head.starts_with(b"\xfd7zXZ\0") => Some(Format::Xz),
+        () => None,
+    }
+}
+
+fn recognise(path: &Path) -> Result<Format> {
+    let (mut file, mut head) = head_of(path)?;
+    if let Some(wrapping) = wrapping(&head) {
+        return Ok(wrapping);
+    }
     let is = |at: usize, magic: &[u8]| head.get(at..at + magic.len()) == Some(magic);
     let format = match () {
         () if is(0, b"QFI\xfb") => Format::Qcow2,
         () if is(0, b"KDMV") || is(0, b"COWD") => Format::Vmdk,
         () if is(0, b"vhdxfile") => Format::Vhdx,
         () if is(0, b"conectix") => Format::Vpc,
-        () if is(0, &[0x28, 0xb5, 0x2f, 0xfd]) => Format::Zstd,
-        () if is(0, &[0x1f, 0x8b]) => Format::Gzip,
-        () if is(0, b"\xfd7zXZ\0") => Format::Xz,
         () if is(0, b"# Disk DescriptorFile") => {
             return Err(other_file("a VMDK descriptor, which names the files with the data")
                 .hint("make one file of it: `qemu-img convert -f vmdk -O qcow2 IMAGE.vmdk IMAGE.qcow2`"));
