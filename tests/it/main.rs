@@ -25,5 +25,6 @@ mod site;
 mod swarm;
 mod switch;
 mod tftp;
+mod torrent;
 mod tracker;
 mod wire;
