@@ -25,14 +25,15 @@ PACKAGES := \
 	isc-dhcp-client dhcpcd-base systemd tftp-hpa atftp curl `: real clients for the tests` \
 	isc-dhcp-relay dnsmasq-base `: real relays, and another DHCP server` \
 	kea-admin `: perfdhcp, which counts what is lost` \
-	nftables `: a link that loses packets, for the tests`
+	nftables `: a link that loses packets, for the tests` \
+	aria2 transmission-cli `: BitTorrent clients for the tests`
 
 # What only the benchmarks need: the peers that they measure against.
 BENCH_PACKAGES := \
 	kea-dhcp4-server ethtool `: DHCP` \
 	nginx-light procps `: files over HTTP` \
 	fio qemu-utils bmap-tools partclone `: an image to the disk` \
-	aria2 transmission-daemon transmission-cli udpcast python3-venv `: one image to many machines; libtorrent comes from PyPI, rqbit from crates.io`
+	transmission-daemon udpcast python3-venv `: one image to many machines; libtorrent comes from PyPI, rqbit from crates.io`
 
 .PHONY: lab test fuzz bench build images setup fmt
 

@@ -20,7 +20,8 @@ pub struct As {
 
 pub async fn status(State(s): State<Shared>) -> Json<Status> {
     let mut status = s.monitor.status();
-    status.counters.extend(s.web.snapshot().into_iter().map(|(name, n)| (name.to_owned(), n)));
+    let torrents = s.torrents.as_ref().map(|torrents| torrents.snapshot()).unwrap_or_default();
+    status.counters.extend(s.web.snapshot().into_iter().chain(torrents).map(|(name, n)| (name.to_owned(), n)));
     Json(status)
 }
 

@@ -8,6 +8,7 @@ mod machines;
 mod problem;
 pub mod swarm;
 mod switches;
+pub mod torrent;
 pub mod view;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::boot::monitor::Monitor;
 use crate::engine::Engine;
 use crate::httpd;
 use crate::image::Library;
+use crate::swarm::torrent::Torrents;
 
 pub use agent::image_file;
 pub use machines::view_of;
@@ -36,6 +38,8 @@ pub struct Shared {
     pub monitor: Monitor,
     /// Of the machines' web server.
     pub web: Arc<httpd::Counters>,
+    /// The BitTorrent face, where it is wanted.
+    pub torrents: Option<Arc<Torrents>>,
     /// Public SSH keys that every host gets.
     pub ssh_keys: Arc<[String]>,
 }

@@ -1,7 +1,7 @@
 //! What the operator can see of the boot services, and the way to give them another configuration while they run.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -110,6 +110,17 @@ impl Monitor {
             unanswered: self.silences.list(),
             counters: self.counters.snapshot().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
             refused: self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// Whether machines of this address are ours: it lies in a subnet. Where another server gives the addresses and no
+    /// subnet is configured, nobody knows, and everybody is.
+    pub fn serves(&self, address: IpAddr) -> bool {
+        let config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        match address {
+            _ if config.subnets.is_empty() => true,
+            IpAddr::V4(address) => config.subnets.iter().any(|subnet| subnet.network.contains(address)),
+            IpAddr::V6(_) => false,
         }
     }
 

@@ -1,6 +1,6 @@
 //! `rackline image …`: build by recipe, list; the other subcommands have files of their own.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,10 +12,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::{import, library, show};
+use crate::config::Config;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::image::recipe::{self, Recipe, Shape};
 use crate::image::snapshot::{self, Snapshot};
 use crate::image::{Built, Cache, Catalogue, Options, Progress, Step, build};
+use crate::swarm::torrent::{self, Metainfo};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -60,6 +62,14 @@ enum Command {
     Lint(import::LintArgs),
     /// The images that machines can be deployed with.
     List,
+    /// Print the .torrent of an image, for any BitTorrent client in a network that the appliance serves.
+    Torrent {
+        /// Name, name and release, or digest.
+        name: String,
+        /// The appliance's configuration, which says where machines reach it.
+        #[arg(long, default_value = "/etc/rackline/rackline.toml", value_name = "FILE")]
+        config: PathBuf,
+    },
     #[command(flatten)]
     Library(library::Command),
 }
@@ -69,6 +79,7 @@ pub async fn run(args: Args) -> Result<()> {
     let json = args.json;
     match args.command {
         Command::List => list(&cache, json),
+        Command::Torrent { name, config } => torrent(&cache, &name, &config),
         Command::Library(command) => library::run(cache, command, json).await,
         Command::Import(args) => import::run(cache, args, json).await,
         Command::Lint(args) => import::lint(&cache, args, json).await,
@@ -201,6 +212,22 @@ impl Progress for Shown<'_> {
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
+}
+
+fn torrent(cache: &Cache, name: &str, config: &Path) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    if out.is_terminal() {
+        return Err(Error::input("image.torrent", "a .torrent is not text")
+            .hint(format!("write it to a file: `rackline image torrent {name} > {name}.torrent`")));
+    }
+    let url = torrent::tracker_url(&Config::load(config)?.boot.url);
+    let catalogue = Catalogue::open(&cache.folder("images")?, &[cache.signing_key()?.public()])?;
+    let file = Metainfo::of(catalogue.resolve(name)?)?.file(&url);
+    out.write_all(&file).and_then(|()| out.flush()).or_fail(
+        Kind::Input,
+        "image.torrent",
+        || "cannot write the .torrent",
+    )
 }
 
 fn list(cache: &Cache, json: bool) -> Result<()> {

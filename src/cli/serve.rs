@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use super::reload::Reload;
 use crate::api::{self, Shared};
 use crate::bmc::Fleet;
 use crate::boot::firmware::Files;
+use crate::boot::monitor::Monitor;
 use crate::boot::script::Scripts;
 use crate::boot::switch::{self, Switches};
 use crate::config::{Config, expected};
@@ -25,6 +27,7 @@ use crate::lifecycle::{BmcAccount, Event, Expectation, SwitchPort};
 use crate::store::seal::Seal;
 use crate::store::{self, Db};
 use crate::swarm::plan::Settings;
+use crate::swarm::torrent::{self, Torrents};
 use crate::swarm::tracker::Tracker;
 use crate::swarm::{self, ServeLimits};
 use crate::{bmc, boot};
@@ -37,7 +40,7 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> Result<()> {
-    super::log_to_stderr("info,rackline=info,sqlx=warn");
+    super::log_to_stderr("info,rackline=info,sqlx=warn,librqbit=warn");
     let config = Config::load(&args.config)?;
     let stop = CancellationToken::new();
     tokio::spawn(stop_on_signal(stop.clone()));
@@ -93,12 +96,22 @@ pub async fn run(args: Args) -> Result<()> {
     tokio::spawn(super::reload::follow(library.clone(), stop.clone()));
     let images = library.clone();
     let web = Arc::<httpd::Counters>::default();
-    let shared = Shared { engine: engine.clone(), library, boot, monitor, web: web.clone(), ssh_keys };
+    let torrents = torrents(&config, library.clone(), monitor.clone(), &stop);
+    let shared = Shared {
+        engine: engine.clone(),
+        library,
+        boot,
+        monitor,
+        web: web.clone(),
+        torrents: torrents.clone(),
+        ssh_keys,
+    };
     let swarms = api::swarm::Site { engine: engine.clone(), tracker };
     tokio::spawn(api::swarm::watch(swarms.clone(), stop.clone()));
     let router = api::agents(shared.clone()).merge(boot::http::router(boot_site.clone()));
     let router = router.merge(api::swarm::agents(swarms.clone()));
     let router = router.merge(switch::http::router(switches));
+    let router = torrents.into_iter().fold(router, |router, torrents| router.merge(api::torrent::router(torrents)));
     let find = move |path: &str| boot_site.file(path).map(Path::to_owned).or_else(|| api::image_file(&images, path));
     let for_machines = Server::new(find, router, Limits::default(), web, stop.clone());
     let for_people = api::people(shared).merge(api::swarm::people(swarms)).merge(console::router(engine));
@@ -187,6 +200,25 @@ async fn swarms(
     let server = swarm::Server::new(ServeLimits::default());
     tokio::spawn(server.clone().serve(listener, stop));
     Ok(Arc::new(Tracker::new(library.clone(), server, settings, port, secret)))
+}
+
+/// The BitTorrent face; it costs nothing until a client comes.
+fn torrents(
+    config: &Config,
+    library: Arc<Library>,
+    monitor: Monitor,
+    stop: &CancellationToken,
+) -> Option<Arc<Torrents>> {
+    if !config.swarm.bittorrent {
+        return None;
+    }
+    // 125,000 bytes a second are 1 Mbit/s.
+    let rate = config.swarm.bittorrent_mbit.map(|mbit| mbit.saturating_mul(NonZeroU32::MIN.saturating_add(124_999)));
+    let settings = torrent::Settings { port: config.swarm.bittorrent_port.get(), rate };
+    let torrents = Torrents::new(library, &config.boot.url, settings, move |address| monitor.serves(address));
+    let torrents = Arc::new(torrents);
+    tokio::spawn(torrents.clone().run(stop.clone()));
+    Some(torrents)
 }
 
 /// Everything that firmware, iPXE and the RAM system fetch.

@@ -80,12 +80,27 @@ pub struct Swarm {
     pub machine_upload_mbit: Option<NonZeroU32>,
     /// What one machine may send to another rack.
     pub rack_uplink_mbit: Option<NonZeroU32>,
+    /// Whether BitTorrent clients get images too. Rackline's own agents do not need it.
+    pub bittorrent: bool,
+    /// TCP port on which they get them from the appliance.
+    pub bittorrent_port: NonZeroU16,
+    /// What the appliance may send to them, all together.
+    pub bittorrent_mbit: Option<NonZeroU32>,
 }
 
 impl Default for Swarm {
     fn default() -> Self {
-        let port = NonZeroU16::new(7070).unwrap_or(NonZeroU16::MAX);
-        Self { port, uplink_mbit: None, machine_link_mbit: None, machine_upload_mbit: None, rack_uplink_mbit: None }
+        let port = |port| NonZeroU16::new(port).unwrap_or(NonZeroU16::MAX);
+        Self {
+            port: port(7070),
+            uplink_mbit: None,
+            machine_link_mbit: None,
+            machine_upload_mbit: None,
+            rack_uplink_mbit: None,
+            bittorrent: true,
+            bittorrent_port: port(6881),
+            bittorrent_mbit: None,
+        }
     }
 }
 
@@ -148,6 +163,14 @@ impl Config {
                 format!("swarm.port {swarm} is that of boot.url or api.listen"),
             )
             .hint("the swarm needs a port of its own; 7070 is used where none is named"));
+        }
+        let peers = config.swarm.bittorrent_port.get();
+        if config.swarm.bittorrent && [swarm, config.boot.port(), config.api.listen.port()].contains(&peers) {
+            return Err(Error::config(
+                "config.invalid",
+                format!("swarm.bittorrent_port {peers} is used for something else"),
+            )
+            .hint("BitTorrent needs a port of its own; 6881 is used where none is named"));
         }
         let floor = &config.host.kernel_floor;
         let numbers: Vec<_> = floor.split('.').map(str::parse::<u16>).collect();

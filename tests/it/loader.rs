@@ -66,7 +66,7 @@ fn people(dir: &Path, engine: &Engine, config: &BootConfig) -> axum::Router {
     let boot = Arc::new(Explainer { dhcp, loaders, policy, preview: Arc::new(engine.clone()) });
     let library = Arc::new(Library::open(&dir.join("images"), &[key]).unwrap());
     let web = Arc::default();
-    api::people(Shared { engine: engine.clone(), library, boot, monitor, web, ssh_keys: Arc::new([]) })
+    api::people(Shared { engine: engine.clone(), library, boot, monitor, web, torrents: None, ssh_keys: Arc::new([]) })
 }
 
 async fn explain(people: &axum::Router, what: &str) -> Result<Explanation, String> {

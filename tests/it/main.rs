@@ -26,5 +26,6 @@ mod site;
 mod swarm;
 mod switch;
 mod tftp;
+mod torrent;
 mod tracker;
 mod wire;

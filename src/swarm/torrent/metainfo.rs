@@ -145,13 +145,13 @@ fn seal_of(image: Digest, pieces: &[u8]) -> [u8; 32] {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::image::Catalogue;
+    use crate::image::Library;
     use crate::image::chunk::{PackOptions, pack};
     use crate::image::manifest::tests::manifest_of;
     use crate::image::{SignedManifest, SigningKey};
 
     /// A folder of one image, `kvm-1`, whose disk has `size` bytes that do not compress.
-    pub fn published(size: usize) -> (tempfile::TempDir, Catalogue) {
+    pub fn published(size: usize) -> (tempfile::TempDir, Library) {
         let dir = tempfile::tempdir().unwrap();
         let key = SigningKey::generate().unwrap();
         let folder = dir.path().join("kvm-1");
@@ -163,15 +163,15 @@ pub mod tests {
         let mut manifest = manifest_of(pack(&disk[..], size as u64, data, options, &|_| {}).unwrap());
         (manifest.name, manifest.release) = ("kvm".into(), "1".into());
         fs::write(folder.join("manifest"), SignedManifest::sign(&manifest, &key).unwrap().encode()).unwrap();
-        let catalogue = Catalogue::open(dir.path(), &[key.public()]).unwrap();
-        assert_eq!(catalogue.images.len(), 1, "{:?}", catalogue.unusable);
-        (dir, catalogue)
+        let library = Library::open(dir.path(), &[key.public()]).unwrap();
+        assert_eq!(library.current().images.len(), 1, "{:?}", library.current().unusable);
+        (dir, library)
     }
 
     #[test]
     fn another_implementation_reads_the_same_torrent() {
-        let (_dir, catalogue) = published(1 << 20);
-        let image = &catalogue.images[0];
+        let (_dir, library) = published(1 << 20);
+        let image = &library.current().images[0];
         let metainfo = Metainfo::of(image).unwrap();
         let file = metainfo.file("http://10.77.0.1/announce");
         let read = librqbit::torrent_from_bytes(&file).unwrap();
@@ -192,8 +192,8 @@ pub mod tests {
 
     #[test]
     fn hashes_are_kept_and_only_used_while_they_are_right() {
-        let (_dir, catalogue) = published(600 << 10);
-        let image = &catalogue.images[0];
+        let (_dir, library) = published(600 << 10);
+        let image = &library.current().images[0];
         assert!(Metainfo::kept(image).is_none());
         let computed = Metainfo::of(image).unwrap().info_hash;
         assert_eq!(Metainfo::kept(image).unwrap().info_hash, computed);

@@ -73,7 +73,6 @@ impl Tracker {
     }
 
     /// Swarms with anybody in them, after those who are gone were forgotten.
-    #[allow(dead_code, reason = "for the seeder")]
     pub fn alive(&mut self, now: Instant) -> HashSet<InfoHash> {
         self.swarms.values_mut().for_each(|swarm| swarm.expire(now));
         self.swarms.retain(|_, swarm| !swarm.peers.is_empty());
@@ -179,10 +178,8 @@ impl Random {
 pub enum Seed {
     /// It gives nothing by BitTorrent.
     None,
-    #[allow(dead_code, reason = "for the seeder")]
     /// It checks the file first; the client is to ask again soon.
     Starting,
-    #[allow(dead_code, reason = "for the seeder")]
     At(SocketAddr),
 }
 

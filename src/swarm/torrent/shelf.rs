@@ -1,4 +1,4 @@
-//! The torrents of the catalogue's images: computed when the first client asks for one, found again by info hash.
+//! The torrents of the library's images: computed when the first client asks for one, found again by info hash.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::metainfo::{InfoHash, Metainfo};
 use crate::error::{Error, Kind, OrFail, Result};
-use crate::image::{Catalogue, Entry};
+use crate::image::{Entry, Library};
 use crate::machine::Digest;
 
 /// Between two searches for kept hashes, so that made-up info hashes cost nothing.
@@ -19,13 +19,12 @@ pub struct Torrent {
     /// `kvm-20261121-3f2a9c01`.
     pub name: String,
     /// The payload.
-    #[allow(dead_code, reason = "for the seeder")]
     pub data: PathBuf,
     pub metainfo: Metainfo,
 }
 
-pub struct Library {
-    catalogue: Arc<Catalogue>,
+pub struct Shelf {
+    library: Arc<Library>,
     known: Mutex<Known>,
     /// Hashing keeps a core busy: one image at a time.
     hashing: tokio::sync::Mutex<()>,
@@ -37,9 +36,9 @@ struct Known {
     looked: Option<Instant>,
 }
 
-impl Library {
-    pub fn new(catalogue: Arc<Catalogue>) -> Self {
-        Self { catalogue, known: Mutex::default(), hashing: tokio::sync::Mutex::default() }
+impl Shelf {
+    pub fn new(library: Arc<Library>) -> Self {
+        Self { library, known: Mutex::default(), hashing: tokio::sync::Mutex::default() }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -49,15 +48,17 @@ impl Library {
     /// For those who have the `.torrent`. After a restart of the appliance, or if `rackline image torrent` made it, only the
     /// disk knows what its info hash is.
     pub fn find(&self, hash: InfoHash) -> Option<Arc<Torrent>> {
+        let catalogue = self.library.current();
         let mut known = self.known();
         if let Some(torrent) = known.torrents.get(&hash) {
-            return Some(torrent.clone());
+            // An image that was removed is not handed on any more.
+            return catalogue.by_digest(torrent.image).map(|_| torrent.clone());
         }
         if known.looked.is_some_and(|then| then.elapsed() < LOOK) {
             return None;
         }
         known.looked = Some(Instant::now());
-        for image in &self.catalogue.images {
+        for image in &catalogue.images {
             if known.of(image.digest).is_none()
                 && let Some(metainfo) = Metainfo::kept(image)
             {
@@ -69,12 +70,12 @@ impl Library {
 
     /// Of one image; the first time its data file is read as a whole.
     pub async fn of(&self, image: Digest) -> Result<Arc<Torrent>> {
+        let entry = self.library.current().by_digest(image).cloned();
+        let entry = entry.ok_or_else(|| Error::not_found("image.unknown", format!("there is no image {image}")))?;
         let known = |known: &Known| known.of(image).cloned();
         if let Some(torrent) = known(&self.known()) {
             return Ok(torrent);
         }
-        let entry = self.catalogue.by_digest(image).cloned();
-        let entry = entry.ok_or_else(|| Error::not_found("image.unknown", format!("there is no image {image}")))?;
         let _one = self.hashing.lock().await;
         if let Some(torrent) = known(&self.known()) {
             return Ok(torrent);
@@ -106,21 +107,25 @@ mod tests {
 
     #[tokio::test]
     async fn a_torrent_is_found_by_its_image_and_by_its_hash() {
-        let (_dir, catalogue) = published(400 << 10);
-        let catalogue = Arc::new(catalogue);
-        let image = catalogue.images[0].digest;
-        let library = Library::new(catalogue.clone());
-        assert_eq!(library.of(Digest::of(b"x")).await.unwrap_err().code(), "image.unknown");
-        let hash = library.of(image).await.unwrap().metainfo.info_hash;
-        assert_eq!(library.find(hash).unwrap().image, image);
-        assert!(library.find(InfoHash([1; 20])).is_none());
+        let (dir, images) = published(400 << 10);
+        let images = Arc::new(images);
+        let image = images.current().images[0].digest;
+        let shelf = Shelf::new(images.clone());
+        assert_eq!(shelf.of(Digest::of(b"x")).await.unwrap_err().code(), "image.unknown");
+        let hash = shelf.of(image).await.unwrap().metainfo.info_hash;
+        assert_eq!(shelf.find(hash).unwrap().image, image);
+        assert!(shelf.find(InfoHash([1; 20])).is_none());
         // Another start of the appliance: the hashes that were kept are enough.
-        let again = Library::new(catalogue.clone());
+        let again = Shelf::new(images.clone());
         assert_eq!(again.find(hash).unwrap().name, "kvm-1");
         // A flood of made-up hashes is no flood of searches on disk.
-        let third = Library::new(catalogue);
+        let third = Shelf::new(images.clone());
         assert!(third.find(InfoHash([1; 20])).is_none());
         let looked = third.known().looked;
         assert!(third.find(InfoHash([2; 20])).is_some() || third.known().looked == looked);
+        // One that was removed while clients share it.
+        std::fs::remove_dir_all(dir.path().join("kvm-1")).unwrap();
+        images.reload().unwrap();
+        assert!(shelf.find(hash).is_none() && shelf.of(image).await.is_err());
     }
 }
