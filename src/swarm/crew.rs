@@ -16,7 +16,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::follow::{End, Link, follow};
 use super::relay::{Fallback, Note, Shared};
-use super::standing::Standings;
+use super::standing::{Failure, Standings};
 use super::{Frame, Wanted};
 use crate::error::{Error, Kind, Result};
 use crate::link::SwarmPlan;
@@ -185,20 +185,22 @@ impl<'a> Crew<'a> {
         self.end_game.as_ref().is_some_and(late)
     }
 
-    /// Whoever is on trial takes the place of the one that is followed when it delivers, or at once where the plan has put
-    /// it first and nothing is held against it.
+    /// Whoever is on trial takes the place of the one that is followed when it delivers what is missing. One that the plan
+    /// puts before it need not be ahead, which it cannot be while both are fed by the same: it takes the place when it sends
+    /// at all, and where nothing is held against it, at once.
     fn judge_trial(&mut self, now: Instant) {
         let Some(trial) = &self.trial else { return };
         let (peer, rank) = (trial.link.peer, self.standings.rank(trial.link.peer));
         let followed = self.current.as_ref().map_or(usize::MAX, |c| self.standings.rank(c.link.peer));
-        let ordered = trial.link.is_welcome() && rank < followed && self.standings.is_clean(peer);
+        let works = self.standings.is_clean(peer) || trial.link.sent() > 0;
+        let ordered = trial.link.is_welcome() && rank < followed && works;
         if trial.link.delivered() > 0 || ordered {
             // At the end both go on: the first that comes wins.
             if self.end_game.is_none() || self.current.is_none() || ordered {
                 self.current = self.trial.take();
             }
         } else if now - trial.link.since > TRIAL {
-            self.standings.failed(peer, false, now);
+            self.standings.failed(peer, Failure::Useless, now);
             self.trial = None;
         }
     }
@@ -300,7 +302,10 @@ impl<'a> Crew<'a> {
                 self.standings.garbage(link.peer);
                 self.shared.garbage(link.peer);
             }
-            _ => self.standings.failed(link.peer, link.delivered() > 0, now),
+            _ if link.delivered() > 0 => self.standings.failed(link.peer, Failure::AfterUse, now),
+            _ if link.is_welcome() => self.standings.failed(link.peer, Failure::Useless, now),
+            End::Stalled => self.standings.failed(link.peer, Failure::Useless, now),
+            _ => self.standings.failed(link.peer, Failure::NotReached, now),
         }
         self.last_end = Some(format!("{}: {end}", link.peer));
     }

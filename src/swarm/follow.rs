@@ -53,17 +53,23 @@ pub(super) struct Link {
     pub since: Instant,
     /// It has accepted the hello.
     pub welcomed: AtomicBool,
-    /// Groups that came from it and were still missing.
-    pub groups: AtomicU64,
+    /// Groups that came from it, and those of them that were still missing.
+    all: AtomicU64,
+    groups: AtomicU64,
 }
 
 impl Link {
     pub fn new(peer: SocketAddr) -> Arc<Self> {
-        Arc::new(Self { peer, since: Instant::now(), welcomed: AtomicBool::new(false), groups: AtomicU64::new(0) })
+        let (all, groups) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { peer, since: Instant::now(), welcomed: AtomicBool::new(false), all, groups })
     }
 
     pub fn is_welcome(&self) -> bool {
         self.welcomed.load(Ordering::Relaxed)
+    }
+
+    pub fn sent(&self) -> u64 {
+        self.all.load(Ordering::Relaxed)
     }
 
     pub fn delivered(&self) -> u64 {
@@ -232,6 +238,7 @@ impl Stream<'_> {
                     return Err(End::Garbage("a group that was not announced"));
                 };
                 self.shared.count(self.link.peer, bytes.len() as u64);
+                self.link.all.fetch_add(1, Ordering::Relaxed);
                 let whole = self.group(at, group, bytes)?;
                 self.moved = Instant::now();
                 match whole {

@@ -4,8 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// The first pause after a failure; it doubles.
-const PAUSE: Duration = Duration::from_millis(500);
+/// The first pause after a failure; it doubles. Machines start together, and the one that is to feed this one may be ready a
+/// moment later; until then a standby's link is shared.
+const PAUSE: Duration = Duration::from_millis(125);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
@@ -20,6 +21,17 @@ pub struct Standings {
 struct Failed {
     times: u32,
     until: Instant,
+    /// It had accepted this machine and then did not do what it should.
+    broke: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    NotReached,
+    /// It was of no use.
+    Useless,
+    /// It had brought something, so it starts again with the shortest pause.
+    AfterUse,
 }
 
 impl Standings {
@@ -35,16 +47,16 @@ impl Standings {
         self.garbage.insert(peer);
     }
 
-    /// `useful`: it had brought something, so it starts again with the shortest pause.
-    pub fn failed(&mut self, peer: SocketAddr, useful: bool, now: Instant) {
-        let failed = self.failed.entry(peer).or_insert(Failed { times: 0, until: now });
-        failed.times = if useful { 1 } else { failed.times.saturating_add(1) };
-        failed.until = now + (PAUSE * (1 << (failed.times - 1).min(6))).min(PAUSE_MAX);
+    pub fn failed(&mut self, peer: SocketAddr, how: Failure, now: Instant) {
+        let failed = self.failed.entry(peer).or_insert(Failed { times: 0, until: now, broke: false });
+        failed.times = if how == Failure::AfterUse { 1 } else { failed.times.saturating_add(1) };
+        failed.until = now + (PAUSE * (1 << (failed.times - 1).min(8))).min(PAUSE_MAX);
+        failed.broke |= how != Failure::NotReached;
     }
 
-    /// It has not failed since the plan was made.
+    /// Nothing but not being there is held against it since the plan was made.
     pub fn is_clean(&self, peer: SocketAddr) -> bool {
-        !self.failed.contains_key(&peer)
+        self.failed.get(&peer).is_none_or(|failed| !failed.broke)
     }
 
     /// Place in the plan, 0 first; those that are not in it come last.
@@ -85,15 +97,16 @@ mod tests {
         standings.follow_plan(&[peer(1), peer(2), peer(3)]);
         assert_eq!(standings.next(&[], now), Some(peer(1)));
         assert_eq!(standings.next(&[peer(1)], now), Some(peer(2)));
-        standings.failed(peer(1), false, now);
+        standings.failed(peer(1), Failure::NotReached, now);
         assert_eq!(standings.next(&[], now), Some(peer(2)));
-        assert_eq!(standings.next(&[], later(500)), Some(peer(1)));
-        standings.failed(peer(1), false, now);
-        assert_eq!(standings.next(&[], later(999)), Some(peer(2)), "twice as long");
+        assert_eq!(standings.next(&[], later(125)), Some(peer(1)));
+        assert!(standings.is_clean(peer(1)), "it was not ready yet");
+        standings.failed(peer(1), Failure::Useless, now);
+        assert_eq!(standings.next(&[], later(249)), Some(peer(2)), "twice as long");
         standings.garbage(peer(2));
         assert_eq!(standings.next(&[], later(1)), Some(peer(3)));
         assert_eq!((standings.rank(peer(3)), standings.rank(peer(9))), (2, usize::MAX));
-        (0..90).for_each(|_| standings.failed(peer(1), false, now));
+        (0..90).for_each(|_| standings.failed(peer(1), Failure::NotReached, now));
         assert_eq!(standings.next(&[peer(3)], later(30_000)), Some(peer(1)), "the pause has an end");
         // The same plan changes nothing, another forgives failures, but not garbage.
         standings.follow_plan(&[peer(1), peer(2), peer(3)]);

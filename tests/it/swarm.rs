@@ -323,6 +323,25 @@ async fn the_limit_on_what_goes_out_can_be_changed_while_it_does() {
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_is_ready_later_takes_its_place_and_the_standby_is_free_again() {
+    let image = Image::new("later", 24);
+    let seeder = seeder(&image, Some(SLOW)).await;
+    let reserved = TcpListener::bind("127.0.0.5:0").await.unwrap();
+    let address = reserved.local_addr().unwrap();
+    drop(reserved);
+    let mut second = Machine::start(3, &image, &[address, seeder.address]).await;
+    second.has(4).await;
+    // It is behind the one that it is to feed, and whatever the seeder sends comes to both alike.
+    let mut first = Machine::start(2, &image, &[seeder.address]).await;
+    let there = serve(5, address.port(), &[Arc::clone(&first.holdings)], None, ServeLimits::default()).await;
+    first.finish().await;
+    second.finish().await;
+    let twice = sent(&seeder) - image.data.len() as u64;
+    assert!(twice <= 14 * FRAME as u64, "{} frames", twice / FRAME as u64);
+    assert!(sent(&there) > image.data.len() as u64 / 3);
+}
+
 // Peers that break
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
