@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 /// The first pause after a failure; it doubles. Machines start together, and the one that is to feed this one may be ready a
 /// moment later; until then a standby's link is shared.
 const PAUSE: Duration = Duration::from_millis(125);
-const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// One packet in so long is cheap, and a switch that was down for a while should not be down for longer to us.
+const PAUSE_MAX: Duration = Duration::from_secs(4);
 
 #[derive(Debug, Default)]
 pub struct Standings {
@@ -50,7 +51,7 @@ impl Standings {
     pub fn failed(&mut self, peer: SocketAddr, how: Failure, now: Instant) {
         let failed = self.failed.entry(peer).or_insert(Failed { times: 0, until: now, broke: false });
         failed.times = if how == Failure::AfterUse { 1 } else { failed.times.saturating_add(1) };
-        failed.until = now + (PAUSE * (1 << (failed.times - 1).min(8))).min(PAUSE_MAX);
+        failed.until = now + (PAUSE * (1 << (failed.times - 1).min(5))).min(PAUSE_MAX);
         failed.broke |= how != Failure::NotReached;
     }
 
@@ -107,7 +108,7 @@ mod tests {
         assert_eq!(standings.next(&[], later(1)), Some(peer(3)));
         assert_eq!((standings.rank(peer(3)), standings.rank(peer(9))), (2, usize::MAX));
         (0..90).for_each(|_| standings.failed(peer(1), Failure::NotReached, now));
-        assert_eq!(standings.next(&[peer(3)], later(30_000)), Some(peer(1)), "the pause has an end");
+        assert_eq!(standings.next(&[peer(3)], later(4_000)), Some(peer(1)), "the pause has an end");
         // The same plan changes nothing, another forgives failures, but not garbage.
         standings.follow_plan(&[peer(1), peer(2), peer(3)]);
         assert!(!standings.is_clean(peer(1)));
