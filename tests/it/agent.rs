@@ -789,6 +789,32 @@ async fn a_machine_gets_the_image_from_the_one_before_it_which_stays_while_it_is
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_goes_on_with_a_write_offers_only_what_it_fetched_itself() {
+    let (disk, swarm) = (TestDisk::new(DISK), Arc::new(Swarm::default()));
+    let machine = Machine::new(&[("vda", &disk)]);
+    let [first, again] = pair(&swarm);
+    let first = Arc::new(Appliance { swarm: None, ..Arc::into_inner(first).unwrap() });
+    let again = Arc::new(Appliance { machine: first.machine, ..Arc::into_inner(again).unwrap() });
+    let (listed, _) = interrupted(&first, &machine, &disk, 9 * MIB).await;
+
+    let (port, server) = again.serve(0).await;
+    let agent = Living::start(options(port, &again, &machine));
+    let end = again.end().await;
+    assert!(matches!(&end, Outcome::Deployed(d) if d.resumed_bytes == u64::from(listed) * MIB as u64), "{end:?}");
+    let all_there = async {
+        loop {
+            match swarm.last(again.machine).filter(|r| r.lacking == 0) {
+                Some(report) => return report,
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let report = tokio::time::timeout(Duration::from_secs(30), all_there).await.expect("it lacks frames for ever");
+    assert_eq!(report.frames, again.image.manifest.chunks.len() as u32 - listed);
+    drop((agent, server));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_end_of_the_machine_before_it_in_the_middle_costs_only_time() {
     let swarm = Arc::new(Swarm { needed: AtomicBool::new(true), upload_limit: Some(4 << 20), ..Swarm::default() });
     let [first, second] = pair(&swarm);

@@ -63,14 +63,8 @@ pub async fn deploy(agent: &Agent, number: u64, order: &Deploy, meter: &Meter) -
         free: layout.spill.clone(),
     };
     let member = Member::join(agent, wish, http(agent, order, meter), meter).await;
-    let (alone, source): (HttpSource, &dyn Source);
-    source = match &member {
-        Some(member) => member.source(),
-        None => {
-            alone = http(agent, order, meter);
-            &alone
-        }
-    };
+    let alone = http(agent, order, meter);
+    let source = member.as_ref().map_or(&alone as &dyn Source, Member::source);
     let written = pipeline::write(&device, &image, &prepared.kept, Some(&journal), source, meter).await?;
 
     let installed = Installed {
