@@ -12,8 +12,7 @@ use rackline::error::Error;
 use rackline::image::import::{Imported, Options, import};
 use rackline::image::inspect::disk::Disk;
 use rackline::image::lint::{Expected, Level};
-use rackline::image::manifest::Manifest;
-use rackline::image::{Cache, Catalogue, Progress, SigningKey, Step};
+use rackline::image::{Cache, Catalogue, Entry, Progress, SigningKey, Step};
 use rackline::machine::{Firmware, Role};
 
 const MIB: u64 = 1 << 20;
@@ -314,9 +313,17 @@ fn import_reads_xfs_with_a_boot_partition_of_its_own() {
     assert_eq!(m.firmware, [Firmware::Uefi]);
     let codes: Vec<_> = imported.findings.iter().map(|f| f.code).collect();
     assert_eq!(codes, ["boot.bios"]);
-    let loops = sh(dir.path(), "losetup --list --noheadings --output BACK-FILE");
+    // The kernel takes a mount namespace apart some time after its last process is gone.
     let ours = dir.path().display().to_string();
-    assert!(!String::from_utf8_lossy(&loops.stdout).contains(&ours), "a loop device is left");
+    let left = || {
+        let loops = sh(dir.path(), "losetup --list --noheadings --output BACK-FILE");
+        String::from_utf8_lossy(&loops.stdout).contains(&ours)
+    };
+    let gone = (0..100).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        !left()
+    });
+    assert!(gone, "a loop device is left");
 }
 
 #[test]
@@ -396,7 +403,7 @@ fn the_second_import_of_a_name_waits_for_the_first() {
 /// An image that was built here, brought into the form of a cloud image, is taken for what it is.
 #[test]
 #[ignore = "needs an image that was built before: `rackline image build ovs`"]
-fn image_import_of_one_of_our_own_gives_its_chunks() {
+fn image_import_of_one_of_our_own_gives_its_bytes() {
     let built = Cache::open(&Cache::default_root().unwrap()).unwrap();
     let keys = ["signing.key", "test.key"].map(|k| SigningKey::load_or_create(&built.root().join(k)).unwrap().public());
     let catalogue = Catalogue::open(&built.folder("images").unwrap(), &keys).unwrap();
@@ -417,8 +424,16 @@ fn image_import_of_one_of_our_own_gives_its_chunks() {
     let (a, b) = (&ours.manifest, &imported.entry.manifest);
     println!("{} MiB of {} in {:?}; {:?}", b.data_size >> 20, imported.format, begin.elapsed(), imported.findings);
     assert_eq!(imported.format, "qcow2");
-    let raw_of = |m: &Manifest| m.chunks.iter().map(|c| (c.index, c.raw)).collect::<Vec<_>>();
-    assert_eq!(raw_of(a), raw_of(b));
+    // Whatever the size of chunks was when ours was built.
+    let content = |entry: &Entry| {
+        let disk = Disk::packed(entry).unwrap();
+        let mut hasher = blake3::Hasher::new();
+        for at in (0..disk.size()).step_by(MIB as usize) {
+            hasher.update(&disk.bytes(at, MIB.min(disk.size() - at) as usize).unwrap().unwrap());
+        }
+        hasher.finalize()
+    };
+    assert_eq!(content(ours), content(&imported.entry));
     assert_eq!((a.disk_size, &a.arch, &a.firmware), (b.disk_size, &b.arch, &b.firmware));
     assert_eq!((&a.boot.release, &a.boot.root_label), (&b.boot.release, &b.boot.root_label));
     assert_eq!((&a.boot.kernel, &a.boot.initrd), (&b.boot.kernel, &b.boot.initrd));
