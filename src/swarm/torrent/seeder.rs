@@ -292,3 +292,59 @@ impl TorrentStorage for ReadOnly {
         Ok(Box::new(Self(self.0.try_clone()?)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+
+    use super::*;
+    use crate::image::Library;
+    use crate::swarm::torrent::metainfo::tests::published;
+    use crate::swarm::torrent::shelf::Shelf;
+
+    const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    /// A seeder on a free port, where it will be found, and the torrent of the library's only image.
+    async fn seeder(library: &Arc<Library>) -> (Arc<Seeder>, SocketAddr, Arc<Torrent>) {
+        let port = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port();
+        let torrent = Shelf::new(library.clone()).of(library.current().images[0].digest).await.unwrap();
+        (Arc::new(Seeder::new(Settings { port, rate: None })), (HOME, port).into(), torrent)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_port_is_open_only_while_an_image_is_wanted() {
+        let (_dir, library) = published(600 << 10);
+        let (seeder, address, torrent) = seeder(&Arc::new(library)).await;
+        let hash = torrent.metainfo.info_hash;
+        assert_eq!(seeder.look(hash, HOME), Seed::None);
+        // The second time after it was closed.
+        for _ in 0..2 {
+            assert!(TcpStream::connect(address).is_err());
+            let (one, two) = tokio::join!(seeder.seed(&torrent, HOME), seeder.seed(&torrent, HOME));
+            assert_eq!((one, two, seeder.look(hash, HOME)), (Seed::At(address), Seed::At(address), Seed::At(address)));
+            TcpStream::connect(address).unwrap();
+            seeder.keep(&HashSet::from([hash])).await;
+            assert_eq!(seeder.look(hash, HOME), Seed::At(address));
+            seeder.keep(&HashSet::new()).await;
+            assert_eq!(seeder.look(hash, HOME), Seed::None);
+        }
+        assert!(TcpStream::connect(address).is_err());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn data_that_changed_is_not_given_away() {
+        let (_dir, library) = published(600 << 10);
+        let (seeder, address, torrent) = seeder(&Arc::new(library)).await;
+        let hash = torrent.metainfo.info_hash;
+        let right = std::fs::read(&torrent.data).unwrap();
+        let mut wrong = right.clone();
+        wrong[300 << 10] ^= 1;
+        std::fs::write(&torrent.data, wrong).unwrap();
+        assert_eq!(seeder.seed(&torrent, HOME).await, Seed::None);
+        // Somebody put it right; the next round tries again.
+        std::fs::write(&torrent.data, right).unwrap();
+        seeder.keep(&HashSet::from([hash])).await;
+        assert_eq!(seeder.seed(&torrent, HOME).await, Seed::At(address));
+        seeder.keep(&HashSet::new()).await;
+    }
+}
