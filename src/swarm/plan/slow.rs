@@ -3,9 +3,9 @@
 //! In a line everybody is as fast as the slowest before it, so a rate says nothing by itself. What tells is a step: the
 //! member before is much faster and has what this one lacks, and the one behind gets no more than this one. The first of a
 //! line has nobody before it to be compared with; so it changes places with its successor, once, after some seconds, and
-//! then has.
+//! then has. The last of a line has nobody behind it; it follows another one for a while.
 
-use super::{Millis, Note, Standing, Swarm, Why};
+use super::{AVOID, Avoid, Member, Millis, Note, Standing, Swarm, Why};
 use crate::machine::MachineId;
 
 /// Rates are taken over so long: from one report to the next.
@@ -28,6 +28,9 @@ pub struct Pace {
     blamed: Option<(Millis, MachineId)>,
     /// As the first of a line it has been compared.
     compared: bool,
+    /// It follows another one instead of this one, behind which it got so many bytes a second.
+    trial: Option<(MachineId, u64)>,
+    tried: Option<MachineId>,
 }
 
 impl Pace {
@@ -57,31 +60,35 @@ impl Swarm {
             return;
         }
         let (before, after) = (self.lines.before(id), self.lines.after(id));
-        let stepped = match before {
-            Some(front) => self.is_a_step(front, id, after),
-            None => return self.compare_first(id, after),
-        };
+        let Some(front) = before else { return self.compare_first(id, after) };
+        if self.is_on_trial(now, id) {
+            return;
+        }
+        let stepped = self.is_a_step(front, id, after);
         let Some(member) = self.members.get_mut(&id) else { return };
         member.pace.strikes = if stepped { member.pace.strikes + 1 } else { 0 };
-        if member.pace.strikes >= STRIKES
-            && let Some(front) = before
-        {
-            member.pace.strikes = 0;
-            self.blame(now, front, id);
+        if member.pace.strikes < STRIKES {
+            return;
+        }
+        member.pace.strikes = 0;
+        match after {
+            Some(_) => self.blame(now, front, id),
+            None => self.try_another(now, front, id),
         }
     }
 
-    /// `front` gets the data much faster than `id`, which holds up `after`.
+    /// `front` gets the data much faster than `id`, which holds up `after`, if there is anybody.
     fn is_a_step(&self, front: MachineId, id: MachineId, after: Option<MachineId>) -> bool {
         let at = |id| self.members.get(&id);
-        let (Some(front), Some(member), Some(after)) = (at(front), at(id), after.and_then(at)) else { return false };
-        if member.is_done() || after.is_done() || front.frames <= member.frames {
+        let (Some(front), Some(member)) = (at(front), at(id)) else { return false };
+        if member.is_done() || front.frames <= member.frames {
             return false;
         }
         let rate = if front.is_done() { front.pace.best } else { front.pace.rate };
         let allowed = rate.min(self.settings.upload_limit.unwrap_or(u64::MAX));
         let share = allowed / if self.leaf_of(front.machine).is_some() { 2 } else { 1 };
-        let held_up = after.pace.rate <= member.pace.rate + member.pace.rate / 4;
+        let as_slow = |after: &Member| !after.is_done() && after.pace.rate <= member.pace.rate + member.pace.rate / 4;
+        let held_up = after.and_then(at).is_none_or(as_slow);
         member.pace.rate.saturating_mul(2) < share && held_up
     }
 
@@ -102,6 +109,36 @@ impl Swarm {
         if self.make_leaf(culprit, Why::Slow) {
             self.note(Note::Slow { member: culprit });
         }
+    }
+
+    /// Nobody is behind the last of a line to be looked at as well. Where it is not known already that `front` does not send,
+    /// it follows another one for a while, once.
+    fn try_another(&mut self, now: Millis, front: MachineId, id: MachineId) {
+        let blamed = self.members.get(&front).and_then(|m| m.pace.blamed);
+        if blamed.is_some_and(|(at, other)| other != id && now.saturating_sub(at) < SAME_CAUSE) {
+            return self.blame(now, front, id);
+        }
+        let Some(member) = self.members.get_mut(&id).filter(|m| m.pace.tried != Some(front)) else { return };
+        member.pace.tried = Some(front);
+        member.pace.trial = Some((front, member.pace.rate));
+        member.avoid = Some((Avoid::Member(front), now + AVOID));
+    }
+
+    /// Where it is much faster behind another one, it was the one before it that did not send.
+    fn is_on_trial(&mut self, now: Millis, id: MachineId) -> bool {
+        let Some(member) = self.members.get_mut(&id) else { return false };
+        let Some((front, before)) = member.pace.trial else { return false };
+        if member.avoided(now).is_none() {
+            member.pace.trial = None;
+            return false;
+        }
+        if member.pace.rate / 2 > before {
+            (member.pace.trial, member.avoid) = (None, None);
+            if self.make_leaf(front, Why::Slow) {
+                self.note(Note::Slow { member: front });
+            }
+        }
+        true
     }
 
     /// It was not slow itself: back to its seat.

@@ -313,6 +313,23 @@ fn one_that_sends_slowly_is_told_from_one_that_receives_slowly() {
 }
 
 #[test]
+fn one_that_sends_slowly_near_the_end_of_a_line() {
+    for from_end in [1, 2] {
+        let (mut h, mut slow) = (hall(2, 16), 0);
+        h.run(|h| {
+            if h.now == 2000 {
+                let id = h.swarm.lines.tail(0).nth(from_end);
+                slow = (1..h.nodes.len()).find(|n| Some(machine(*n as u32)) == id).unwrap();
+                h.nodes[slow].up = 0.1;
+            }
+        });
+        assert!(h.ratio(|_, _| true) < 1.6, "{from_end}: {}", h.ratio(|_, _| true));
+        let leaves: Vec<_> = h.swarm.members().filter(|m| m.leaf.is_some()).map(|m| m.machine).collect();
+        assert_eq!(leaves, [machine(slow as u32)], "{from_end} from the end");
+    }
+}
+
+#[test]
 fn a_trunk_is_down_for_twenty_seconds() {
     for down in [0, 3] {
         let mut h = hall(4, 16);
