@@ -290,6 +290,36 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_docker_host_brings_along_and_loads() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let archive = dir.path().join("team+app@1.tar");
+        fs::write(&archive, "layers").unwrap();
+        let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("images");
+        let mut recipe = Recipe::load(&recipes, "docker").unwrap();
+        let stage = dir.path().join("without");
+        stage_files(&recipe, &stage).unwrap();
+        assert!(!stage.join(super::super::container::ON_THE_HOST).exists());
+
+        recipe.bring_along(vec![archive]).unwrap();
+        let stage = dir.path().join("with");
+        stage_files(&recipe, &stage).unwrap();
+        let folder = stage.join(super::super::container::ON_THE_HOST);
+        assert_eq!(fs::read_to_string(folder.join("team+app@1.tar")).unwrap(), "layers");
+        // The unit is enabled, looks there, and starts what is there.
+        let name = "rackline-containers.service";
+        assert!(recipe.units.enable.iter().any(|unit| unit == name));
+        let unit = fs::read_to_string(stage.join("etc/systemd/system").join(name)).unwrap();
+        let value = |key: &str| unit.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix("=/")).unwrap();
+        assert_eq!(value("ConditionPathExistsGlob"), format!("{}/*.tar", super::super::container::ON_THE_HOST));
+        let script = stage.join(value("ExecStart"));
+        assert_eq!(fs::metadata(&script).unwrap().permissions().mode() & 0o777, 0o755);
+        assert!(
+            fs::read_to_string(&script).unwrap().contains(&folder.strip_prefix(&stage).unwrap().display().to_string())
+        );
+    }
+
+    #[test]
     fn the_sources_of_this_machine_for_one_suite() {
         let dir = tempfile::tempdir().unwrap();
         let parts = dir.path().join("sources.list.d");
