@@ -20,6 +20,7 @@ mod roots;
 mod tool;
 
 pub use deploy::write_image;
+pub use deploy::{Installed, seed_image};
 pub use options::{Hooks, Options, RESIDENT_FILE, Token};
 pub use roots::Roots;
 

@@ -11,7 +11,7 @@ use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{import, library, show};
+use super::{import, library, show, trial};
 use crate::config::Config;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::image::recipe::{self, Recipe, Shape};
@@ -60,6 +60,8 @@ enum Command {
     Import(import::Args),
     /// Say what may go wrong with an image on our machines.
     Lint(import::LintArgs),
+    /// Boot an image in a virtual machine, run the checks of its roles inside, and keep the signed proof.
+    Test(trial::Args),
     /// The images that machines can be deployed with.
     List,
     /// Print the .torrent of an image, for any BitTorrent client in a network that the appliance serves.
@@ -80,6 +82,7 @@ pub async fn run(args: Args) -> Result<()> {
     match args.command {
         Command::List => list(&cache, json),
         Command::Torrent { name, config } => torrent(&cache, &name, &config),
+        Command::Test(args) => trial::run(cache, args, json).await,
         Command::Library(command) => library::run(cache, command, json).await,
         Command::Import(args) => import::run(cache, args, json).await,
         Command::Lint(args) => import::lint(&cache, args, json).await,

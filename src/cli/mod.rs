@@ -13,6 +13,7 @@ mod serve;
 mod show;
 mod swarm;
 mod switch;
+mod trial;
 
 use std::process::ExitCode;
 

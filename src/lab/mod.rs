@@ -9,7 +9,7 @@
 //!     └───────────────────────────────────────────────► rackline serve  10.77.0.1, API on the host's 127.0.0.1:8480
 //! ```
 //!
-//! [`Lab`] is the rack for tests, [`up`] the command. Nothing here is told to the appliance but by the doors that a
+//! [`Lab`] is the rack for tests, [`up`] the command; [`trial`] is for one image by itself. Nothing here is told to the appliance but by the doors that a
 //! real rack has: a purchase list, packets, BMCs, and the public API.
 
 mod activate;
@@ -26,6 +26,7 @@ mod rack;
 mod report;
 mod spec;
 mod text;
+pub mod trial;
 mod up;
 mod vm;
 mod watch;

@@ -14,7 +14,7 @@ pub const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 pub const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// EPYC without what TCG cannot do, so that QEMU does not warn; `svm` stays, for the guests of a KVM host.
-const CPU: &str = "EPYC,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec";
+pub const CPU: &str = "EPYC,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec";
 
 /// What the BMC's boot device parameter asks for (IPMI 2.0 table 28-14), as `ipmi_sim` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,7 +137,7 @@ impl Arguments {
 }
 
 /// In QEMU's option syntax a comma inside a value is written twice.
-fn comma(path: &Path) -> String {
+pub fn comma(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
 }
 

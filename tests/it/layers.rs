@@ -24,7 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("engine", &["bmc", "boot", "handoff", "image", "lifecycle", "link", "store", "template"]),
     ("api", &["boot", "engine", "httpd", "image", "lifecycle", "link", "swarm"]),
     ("console", &["api", "engine"]),
-    ("lab", &["api", "config", "image", "link"]),
+    ("lab", &["agent", "api", "config", "image", "link", "template"]),
     (
         "cli",
         &[

@@ -15,7 +15,7 @@ mod spill;
 mod unpack;
 
 pub use member::Member;
-pub use seed::{INSTALLED_FILE, Installed};
+pub use seed::{INSTALLED_FILE, Installed, image as seed_image};
 
 use std::collections::BTreeSet;
 use std::path::Path;

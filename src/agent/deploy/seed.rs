@@ -105,6 +105,15 @@ fn document(head: Vec<u8>, name: &str) -> Option<Vec<u8>> {
     Some(text)
 }
 
+/// The file system by itself, for a disk of its own: how an image is tried out.
+pub fn image(seed: &Seed, installed: &Installed, binary: &[u8]) -> Result<Vec<u8>> {
+    let len = usize::try_from(size_for(binary.len() as u64)).unwrap_or(usize::MAX);
+    let mut image = vec![0; len];
+    let failed = || "the seed's file system cannot be made";
+    make(&mut image, seed, installed, binary).or_fail(Kind::Internal, "seed.make", failed)?;
+    Ok(image)
+}
+
 fn make(image: &mut [u8], seed: &Seed, installed: &Installed, binary: &[u8]) -> std::io::Result<()> {
     let id = uuid::Uuid::new_v4().as_fields().0;
     let options = fatfs::FormatVolumeOptions::new().volume_label(LABEL).volume_id(id);
