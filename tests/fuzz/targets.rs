@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::http::{Request as HttpRequest, StatusCode};
@@ -31,6 +32,8 @@ use rackline::boot::{BootAnswer, Facts, Policy, Sighting, Unanswered, http, othe
 use rackline::ipmi::message::{Completion, Response, lan_response};
 use rackline::ipmi::{app, chassis, lan, sdr, sensor, user};
 use rackline::machine::{Digest, MacAddr, Secret};
+use rackline::swarm::torrent::announce::{Announce, Event};
+use rackline::swarm::torrent::tracker::Tracker;
 use rackline::swarm::{group, wire};
 use tower::ServiceExt;
 
@@ -47,6 +50,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("ipmi", ipmi),
     ("sdr", sensors),
     ("swarm", swarm),
+    ("announce", announce),
 ];
 
 /// 2026-01-01.
@@ -326,6 +330,22 @@ fn messages(bytes: &[u8], step: usize) -> (Vec<wire::Message>, Option<&'static s
     (found, None)
 }
 
+/// The query of a BitTorrent announce, and what the tracker makes of one that it takes.
+fn announce(bytes: &[u8]) {
+    const LENGTH: u64 = 1 << 20;
+    let Ok(query) = std::str::from_utf8(bytes) else { return };
+    let Ok(announce) = Announce::parse(query) else { return };
+    assert!(announce.port >= 1024 && announce.wanted <= 80);
+    if announce.fits(LENGTH).is_ok() {
+        assert!(announce.left <= LENGTH);
+        let mut tracker = Tracker::default();
+        let reply = tracker.announce(Instant::now(), Ipv4Addr::LOCALHOST.into(), &announce).unwrap();
+        assert!(reply.peers.is_empty(), "nobody else has announced");
+        let (lacking, complete) = tracker.clients();
+        assert_eq!(lacking + complete, usize::from(announce.event != Event::Stopped));
+    }
+}
+
 /// Where mutations start from: the messages of `tests/fixtures/dhcp`, and good input for the other targets.
 pub fn seeds(target: &str, fixtures: &Path) -> Vec<Vec<u8>> {
     let prefixed = |packets: &[Vec<u8>]| {
@@ -350,6 +370,15 @@ pub fn seeds(target: &str, fixtures: &Path) -> Vec<Vec<u8>> {
             let arp = [&[2; 12][..], &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2], &[9; 20]].concat();
             answers.chain([arp, [&[0x45][..], &[1; 19], &[0; 8]].concat()]).collect()
         }
+        "announce" => [
+            "info_hash=%124Vx%9A%BC%DE%F1%23Eg%89%AB%CD%EF%124Vx%9A&peer_id=-TR3000-yo09ju2336jv&port=6890&uploaded=0\
+             &downloaded=0&left=1048576&numwant=80&key=564d0299&compact=1&supportcrypto=1&event=started",
+            "info_hash=%991%BF4%11%CDS%17hJ%B4%E9%9Cp%BC%1F%A0%FB%F8i&peer_id=A2-1-36-0-%E1%82e%E6%CF%EF%1A%8D%C5_\
+             &uploaded=8192&downloaded=9000&left=0&port=6901&event=completed&no_peer_id=1",
+            "info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=bbbbbbbbbbbbbbbbbbbb&port=65535&left=1&event=stopped&numwant=-1",
+        ]
+        .map(|s| s.as_bytes().to_vec())
+        .to_vec(),
         "tftp" => [
             &b"\0\x01undionly.kpxe\0octet\0tsize\x000\0blksize\x001468\0timeout\x003\0windowsize\x0016\0"[..],
             b"\0\x01a\0netascii\0",

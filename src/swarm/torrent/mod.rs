@@ -13,13 +13,13 @@
 //! Rackline's own agents do not use it. The torrents are private (BEP 27): clients get peers from this tracker only, and
 //! no image wanders off into the DHT.
 
-mod announce;
+pub mod announce;
 mod bencode;
 mod count;
 mod metainfo;
 mod seeder;
 mod shelf;
-mod tracker;
+pub mod tracker;
 
 pub use count::{Counters, Refusal};
 pub use metainfo::{InfoHash, Metainfo};
