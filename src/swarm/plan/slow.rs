@@ -12,6 +12,8 @@ use crate::machine::MachineId;
 const WINDOW: Millis = 900;
 /// Windows in a row with a step before something is done.
 const STRIKES: u32 = 3;
+/// Windows of one that came later after which the first of its line is compared with it all the same.
+const LATE: u32 = 30;
 /// A second member that seems slow behind the same one, within this: then it is that one which does not send.
 const SAME_CAUSE: Millis = 15_000;
 
@@ -154,7 +156,8 @@ impl Swarm {
         }
     }
 
-    /// The first of a line changes places with the next one of its rack; one that is alone goes to the end.
+    /// The first of a line changes places with the next one of its rack; one that is alone goes to the end. One that came
+    /// later would get from the appliance what the first has already, so it is left behind it for longer.
     fn compare_first(&mut self, id: MachineId, after: Option<MachineId>) {
         let (Some(first), Some(next)) = (self.members.get(&id), after.and_then(|a| self.members.get(&a))) else {
             return;
@@ -162,7 +165,8 @@ impl Swarm {
         let settled =
             first.pace.rate > 0 && first.pace.windows >= STRIKES && next.pace.windows >= 1 && !first.is_done();
         let as_slow = next.pace.rate <= first.pace.rate + first.pace.rate / 4 && !next.is_done();
-        if !settled || !as_slow || first.pace.compared {
+        let level = next.frames.saturating_add(self.frames / 8) >= first.frames || next.pace.windows >= LATE;
+        if !settled || !as_slow || !level || first.pace.compared {
             return;
         }
         let (next, seats) = (next.machine, (first.seat, next.seat));

@@ -84,6 +84,17 @@ fn who_falls_silent_is_passed_over_and_has_its_seat_when_it_comes_back() {
 }
 
 #[test]
+fn who_comes_later_gets_from_the_first_what_that_has() {
+    let mut s = swarm();
+    joined(&mut s, &[(1, "a")]);
+    (1..=30).for_each(|t| _ = follows(&mut s, t * 1000, 1, "a", t as u32));
+    for t in 31..=50 {
+        follows(&mut s, t * 1000, 1, "a", t as u32);
+        assert_eq!(follows(&mut s, t * 1000, 2, "a", t as u32 - 30), [address(1), APPLIANCE], "after {t} s");
+    }
+}
+
+#[test]
 fn silence_of_the_appliance_is_nobodys_fault() {
     let mut s = swarm();
     joined(&mut s, &[(1, "a"), (2, "a")]);
