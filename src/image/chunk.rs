@@ -18,9 +18,27 @@
 //! | 1 | 0: no checksums in the table; the manifest has better ones |
 //! | 4 | `0x8F92EAB1`: seekable format |
 //!
-//! A chunk of zeros is a frame like any other, about 160 bytes for 4 MiB. The manifest does not list it, so nobody
+//! A chunk of zeros is a frame like any other, about 80 bytes for 2 MiB. The manifest does not list it, so nobody
 //! fetches or writes it, but for `zstd -d` and the seek table it is there. Listed chunks therefore lie in the file with
 //! small gaps between them.
+//!
+//! # Chunk size and level
+//!
+//! 2 MiB and level 9, by these figures (2026-11-21, zstd on 32 MiB from the middle of the ovs image, one thread, other
+//! compilers beside it, so speeds are rough and sizes exact). What a newer image has in common with an older one by chunk
+//! size is in [`super::layout`]: 2 MiB keeps far more than 4, and 1 MiB hardly more than 2.
+//!
+//! | chunk | level | size of the frames | compression | decompression |
+//! |---|---|---|---|---|
+//! | 1 MiB | 9 | 101.3 % | 18 MB/s | 560 MB/s |
+//! | **2 MiB** | **9** | **100 %** | **20 MB/s** | **500 MB/s** |
+//! | 4 MiB | 9 | 98.8 % | 11 MB/s | 350 MB/s |
+//! | 8 MiB | 9 | 98.1 % | 12 MB/s | 220 MB/s |
+//! | 2 MiB | 3 | 106.0 % | 93 MB/s | 320 MB/s |
+//! | 2 MiB | 6 | 101.0 % | 18 MB/s | 300 MB/s |
+//! | 2 MiB | 12 | 99.6 % | 6 MB/s | 350 MB/s |
+//! | 2 MiB | 15 | 99.3 % | 2 MB/s | 450 MB/s |
+//! | 2 MiB | 19 | 92.4 % | 1 MB/s | 370 MB/s |
 
 use std::cell::RefCell;
 use std::io::{self, Read, Seek, SeekFrom, Write};

@@ -88,7 +88,7 @@ pub struct Manifest {
     /// Length of the data file with frames of zero chunks and seek table.
     pub data_size: u64,
     pub boot: Boot,
-    /// Free facts for people: suite, number of packages.
+    /// Free facts: suite, number of packages; of a built image also its recipe's key and its [`super::snapshot`].
     pub labels: BTreeMap<String, String>,
     /// In the order of the disk, which is the order of the data file.
     pub chunks: Vec<Chunk>,

@@ -17,6 +17,7 @@ mod image;
 mod image_container;
 mod image_import;
 mod image_life;
+mod image_trial;
 mod layers;
 mod loader;
 mod net;
