@@ -12,7 +12,7 @@ use super::show;
 use crate::error::{Error, Result};
 use crate::image::channels::{self, Channels, What};
 use crate::image::gc::{self, Users, Verdict};
-use crate::image::{Cache, Catalogue, Entry, Progress, Step};
+use crate::image::{Cache, Catalogue, Entry, Progress, Step, proof};
 
 /// A running appliance has taken over by then that an image is gone, and takes no order for it.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -24,6 +24,9 @@ pub enum Command {
         image: String,
         #[arg(long)]
         channel: String,
+        /// Although no `rackline image test` has shown that it boots; the reason stands in the history.
+        #[arg(long, value_name = "REASON")]
+        force: Option<String>,
     },
     /// The channels, what each points to, and their history.
     Channels,
@@ -90,7 +93,7 @@ impl Needs {
 
 pub async fn run(cache: Cache, command: Command, json: bool) -> Result<()> {
     match command {
-        Command::Promote { image, channel } => promote(&cache, &image, &channel, json),
+        Command::Promote { image, channel, force } => promote(&cache, &image, &channel, force.as_deref(), json),
         Command::Channels => list_channels(&cache, json),
         Command::Rollback { channel } => {
             let images = cache.folder("images")?;
@@ -117,10 +120,15 @@ fn who() -> String {
     named.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
 }
 
-fn promote(cache: &Cache, image: &str, channel: &str, json: bool) -> Result<()> {
+fn promote(cache: &Cache, image: &str, channel: &str, force: Option<&str>, json: bool) -> Result<()> {
     let catalogue = open(cache)?;
     let entry = catalogue.resolve(image)?;
-    let changed = channels::promote(&cache.folder("images")?, entry, channel, &who())?;
+    let by = match (proof::require(entry, &[cache.signing_key()?.public()]), force) {
+        (Ok(()), _) => who(),
+        (Err(_), Some(reason)) => format!("{}, untested: {reason}", who()),
+        (Err(unproved), None) => return Err(unproved),
+    };
+    let changed = channels::promote(&cache.folder("images")?, entry, channel, &by)?;
     let name = format!("{}@{channel}", entry.manifest.name);
     show::print(json, &json!({ "channel": name, "image": entry.name(), "changed": changed }), || {
         format!("{name} is {}{}", entry.name(), if changed { "" } else { ", as before" })

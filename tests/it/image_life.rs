@@ -113,7 +113,9 @@ async fn a_version_lives_as_long_as_somebody_needs_it() {
     let config = config.to_str().unwrap();
     let all: Vec<String> = (0..4).map(|n| site.name(n)).collect();
     for n in [0, 2] {
-        site.json(&["promote", &all[n], "--channel", "stable"]);
+        let promote = ["promote", &all[n], "--channel", "stable"];
+        assert!(site.refused(&promote).contains("has not been shown to boot"));
+        site.json(&[&promote[..], &["--force", "no boot in this test"]].concat());
     }
     assert_eq!(site.json(&["show", "kvm@stable"])["image"], Value::from(all[2].clone()));
     let shared = &site.json(&["show", &all[3]])["shared"];
@@ -139,6 +141,7 @@ async fn a_version_lives_as_long_as_somebody_needs_it() {
     let channels = site.json(&["channels"]);
     assert_eq!(channels[0]["image"], Value::from(all[0].clone()));
     assert_eq!(channels[0]["history"].as_array().unwrap().len(), 3);
+    assert_eq!(channels[0]["history"][1]["by"], "olga, untested: no boot in this test");
     assert_eq!(channels[0]["history"][2]["by"], "olga");
     assert!(site.refused(&["rollback", "kvm@stable"]).contains("nothing before"));
 
@@ -157,8 +160,11 @@ fn a_killed_promotion_leaves_the_channel_whole() {
     let mut known = None;
     for round in 0..40u64 {
         let image = site.name(round as usize % 2);
-        let mut child =
-            site.command(&["promote", &image, "--channel", "stable"]).stdout(Stdio::null()).spawn().unwrap();
+        let mut child = site
+            .command(&["promote", &image, "--channel", "stable", "--force", "x"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
         std::thread::sleep(Duration::from_micros(round * 500));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -167,7 +173,7 @@ fn a_killed_promotion_leaves_the_channel_whole() {
         assert!(now >= known.unwrap_or(0));
         known = Some(now);
     }
-    site.json(&["promote", &site.name(3), "--channel", "stable"]);
+    site.json(&["promote", &site.name(3), "--channel", "stable", "--force", "x"]);
     assert_eq!(site.json(&["show", "kvm@stable"])["image"], Value::from(site.name(3)));
     assert!(Path::new(&images.join("channels.json")).exists());
 }
