@@ -1,45 +1,60 @@
-//! One machine of a swarm as a program of its own: the relay, its holdings and its server exactly as agent and appliance
-//! use them, with a file in place of the disk. For the scripts beside it, which give each its own network namespace.
+//! One machine of a swarm, or its appliance, as a program of its own: relay, holdings, server, announcer and tracker exactly
+//! as agent and appliance use them, with a file in place of the disk. For the scripts beside it, which give each its own
+//! network namespace.
 //!
 //! ```text
-//! swarm-node cut  FILE MANIFEST [KIB]            describe FILE as an image with frames of KIB (1024)
-//! swarm-node seed LISTEN MANIFEST FILE [MANIFEST FILE]... [--limit BYTES_PER_SECOND]
-//! swarm-node leech LISTEN MANIFEST OUT --from ADDRESS[,ADDRESS]... [--stamp FILE] [--go FILE] [--limit BYTES_PER_SECOND]
-//! swarm-node garbage LISTEN MANIFEST FILE [--every N]   like seed, but each Nth group (10) has a wrong byte
+//! swarm-node cut   FILE IMAGES [KIB]     publish FILE in the folder IMAGES as an image with frames of KIB (1024)
+//! swarm-node seed  IMAGES                the appliance: frames on port 7070, plans on port 7071
+//! swarm-node leech IMAGES OUT --appliance IP --rack NAME [--stamp FILE]
 //! ```
 //!
-//! LISTEN and ADDRESS are `IP:PORT`. `--from` is the plan: the first feeds this machine, the others stand by. A file
-//! FILE.plan beside OUT, when it appears or changes, replaces the plan: one ADDRESS a line. A leech begins when the file of
-//! `--go` exists, writes the Unix time at which its last byte was verified and written to OUT, as `SECONDS.FRACTION`, to the
-//! stamp file and a line of JSON with what came from whom to standard output; then it serves on until it is ended.
+//! A leech takes the manifest from IMAGES and everything else from the network: it says each second where it is
+//! (`POST /swarm?machine=ID&rack=NAME`) and follows the plan in the answer. It writes the Unix time at which its last byte was
+//! verified and written to OUT, as `SECONDS.FRACTION`, to the stamp file and a line of JSON with what came from whom to standard
+//! output; then it serves on until it is ended.
 //!
 //! Everything runs on one thread, since many of these share a machine.
 
 use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use axum::extract::{ConnectInfo, Query, State};
+use axum::http::StatusCode;
+use axum::routing::post;
+use axum::{Extension, Json, Router};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, ready};
+use rackline::httpd::{self, Reached};
 use rackline::image::manifest::Boot;
-use rackline::image::{Chunk, Manifest, chunk};
-use rackline::link::SwarmPlan;
-use rackline::machine::{Digest, Firmware, Secret};
-use rackline::swarm::{FileKeep, Holdings, Keep, Relay, RelayLimits, ServeLimits, Server, Source, Wanted, group, wire};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use rackline::image::{Chunk, Library, Manifest, SignedManifest, SigningKey, catalogue, chunk};
+use rackline::link::{SwarmPlan, SwarmReport};
+use rackline::machine::{Digest, Firmware, MachineId};
+use rackline::swarm::announce::{Answer, announcer};
+use rackline::swarm::plan::Settings;
+use rackline::swarm::tracker::{Tracker, Who};
+use rackline::swarm::{Holdings, Keep, Relay, RelayLimits, ServeLimits, Server, Source, Wanted};
+use serde::Deserialize;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 
-const KEY: &str = "bench";
-const USAGE: &str = "swarm-node cut|seed|leech|garbage …, see the head of tests/bench/swarm-node.rs";
+const FRAMES_PORT: u16 = 7070;
+const PLANS_PORT: u16 = 7071;
+/// A site keeps its own. With the same one after each start, nobody is a stranger to anybody.
+const SECRET: [u8; 32] = *b"what the keys are derived from..";
+/// As in the agent: for the first plan.
+const FIRST: Duration = Duration::from_secs(3);
+const TICK: Duration = Duration::from_secs(1);
+const USAGE: &str = "swarm-node cut|seed|leech …, see the head of tests/bench/swarm-node.rs";
 
 fn main() -> Result {
     // `cargo bench` adds an argument of its own.
@@ -52,11 +67,10 @@ fn main() -> Result {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match words[..] {
-        ["cut", file, manifest] => cut(Path::new(file), Path::new(manifest), 1024),
-        ["cut", file, manifest, kib] => cut(Path::new(file), Path::new(manifest), kib.parse()?),
-        ["seed", listen, ref files @ ..] if files.len() >= 2 => runtime.block_on(seed(listen, files, &options)),
-        ["leech", listen, manifest, out] => runtime.block_on(leech(listen, manifest, Path::new(out), &options)),
-        ["garbage", listen, manifest, file] => runtime.block_on(garbage(listen, manifest, file, &options)),
+        ["cut", file, images] => cut(Path::new(file), Path::new(images), 1024),
+        ["cut", file, images, kib] => cut(Path::new(file), Path::new(images), kib.parse()?),
+        ["seed", images] => runtime.block_on(seed(Path::new(images))),
+        ["leech", images, out] => runtime.block_on(leech(Path::new(images), Path::new(out), &options)),
         _ => Err(USAGE.into()),
     }
 }
@@ -80,7 +94,7 @@ fn option<'a>(options: &'a Options, name: &str) -> Option<&'a str> {
 }
 
 /// The file's bytes stand for frames: what is compressed does not matter here.
-fn cut(file: &Path, manifest: &Path, kib: u32) -> Result {
+fn cut(file: &Path, images: &Path, kib: u32) -> Result {
     let data = std::fs::read(file)?;
     let size = (kib << 10) as usize;
     let mut chunks = Vec::new();
@@ -110,30 +124,59 @@ fn cut(file: &Path, manifest: &Path, kib: u32) -> Result {
         labels: Default::default(),
         chunks,
     };
-    Ok(std::fs::write(manifest, image.encode().map_err(|e| format!("{e:?}"))?)?)
+    let folder = images.join("bench-1");
+    std::fs::create_dir_all(&folder)?;
+    let mut out = File::create(folder.join(catalogue::DATA))?;
+    out.write_all(&data)?;
+    // Nobody reads the seek table.
+    out.set_len(image.data_size)?;
+    Ok(std::fs::write(folder.join(catalogue::MANIFEST), SignedManifest::sign(&image, &key(images)?)?.encode())?)
 }
 
-fn image(path: &str) -> Result<(Digest, Arc<Manifest>)> {
-    let bytes = std::fs::read(path)?;
-    Ok((Digest::of(&bytes), Arc::new(Manifest::parse(&bytes).map_err(|e| format!("{e:?}"))?)))
+fn key(images: &Path) -> Result<SigningKey> {
+    Ok(SigningKey::load_or_create(&images.join("signing.key"))?)
 }
 
-fn limit(server: &Server, options: &Options) -> Result {
-    server.limit(option(options, "limit").map(str::parse).transpose()?);
-    Ok(())
+fn library(images: &Path) -> Result<Arc<Library>> {
+    Ok(Arc::new(Library::open(images, &[key(images)?.public()])?))
 }
 
-async fn seed(listen: &str, files: &[&str], options: &Options) -> Result {
+async fn seed(images: &Path) -> Result {
     let server = Server::new(ServeLimits::default());
-    limit(&server, options)?;
-    for pair in files.chunks(2) {
-        let [manifest, file] = pair else { return Err(USAGE.into()) };
-        let (digest, manifest) = image(manifest)?;
-        let keep = FileKeep::open(Path::new(file)).map_err(|e| format!("{e:?}"))?;
-        server.share(Arc::new(Holdings::complete(digest, manifest, Box::new(keep))), &Secret::new(KEY));
-    }
-    server.serve(TcpListener::bind(listen).await?, CancellationToken::new()).await;
+    let tracker = Tracker::new(library(images)?, Arc::clone(&server), Settings::default(), FRAMES_PORT, SECRET);
+    let tracker = Arc::new(tracker);
+    let any = Ipv4Addr::UNSPECIFIED;
+    let (frames, plans) = (TcpListener::bind((any, FRAMES_PORT)).await?, TcpListener::bind((any, PLANS_PORT)).await?);
+    let router = Router::new().route("/swarm", post(plan)).with_state(Arc::clone(&tracker));
+    let stop = CancellationToken::new();
+    let web = httpd::Server::new(|_| None, router, httpd::Limits::default(), Arc::default(), stop.clone());
+    tokio::join!(server.serve(frames, stop), web.run(plans), async {
+        loop {
+            tokio::time::sleep(TICK).await;
+            for happened in tracker.tick() {
+                eprintln!("{:.3} {:?}", now(), happened.note);
+            }
+        }
+    });
     Ok(())
+}
+
+/// Here a machine says itself what the appliance has in its records.
+#[derive(Deserialize)]
+struct Asks {
+    machine: MachineId,
+    rack: String,
+}
+
+async fn plan(
+    State(tracker): State<Arc<Tracker>>,
+    Query(asks): Query<Asks>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Extension(Reached(reached)): Extension<Reached>,
+    Json(report): Json<SwarmReport>,
+) -> std::result::Result<Json<SwarmPlan>, StatusCode> {
+    let who = Who { machine: asks.machine, rack: asks.rack.into(), address: peer.ip().to_canonical(), reached };
+    tracker.report(&who, &report).map(Json).map_err(|_| StatusCode::NOT_FOUND)
 }
 
 /// The file that stands for the disk keeps the frames at their offsets.
@@ -150,36 +193,34 @@ impl Keep for OutKeep {
     }
 }
 
-async fn leech(listen: &str, manifest: &str, out: &Path, options: &Options) -> Result {
-    let (digest, manifest) = image(manifest)?;
+async fn leech(images: &Path, out: &Path, options: &Options) -> Result {
+    let catalogue = library(images)?.current();
+    let image = catalogue.images.first().ok_or("no image")?;
+    let manifest = Arc::new(image.manifest.clone());
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(out)?;
-    let holdings = Arc::new(Holdings::empty(digest, Arc::clone(&manifest), Box::new(OutKeep(file))));
-    let server = Server::new(ServeLimits::default());
-    limit(&server, options)?;
-    server.share(Arc::clone(&holdings), &Secret::new(KEY));
-    let listener = TcpListener::bind(listen).await?;
-    let serving = tokio::spawn(Arc::clone(&server).serve(listener, CancellationToken::new()));
+    let holdings = Arc::new(Holdings::empty(image.digest, Arc::clone(&manifest), Box::new(OutKeep(file))));
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+    let port = listener.local_addr()?.port();
 
-    let plan = SwarmPlan {
-        predecessors: addresses(&option(options, "from").ok_or(USAGE)?.replace(',', "\n"))?,
-        key: Secret::new(KEY),
-        upload_limit: None,
-        needed: true,
-        seat: 0,
-    };
-    let (sender, receiver) = watch::channel(plan);
-    tokio::spawn(watch_plan(out.with_extension("plan"), sender));
-    if let Some(go) = option(options, "go") {
-        while !Path::new(go).exists() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
+    let (announcer, mut plan) = announcer();
     let note = |note: Option<String>| {
         if let Some(note) = note {
             eprintln!("{:.3} {note}", now());
         }
     };
-    let relay = Relay::new(holdings, receiver, None, |_| false, note, RelayLimits::default());
+    let limits = RelayLimits::default();
+    let relay = Arc::new(Relay::new(Arc::clone(&holdings), plan.clone(), None, |_| false, note, limits));
+    let (server, leave) = (Server::new(ServeLimits::default()), CancellationToken::new());
+    let serving = tokio::spawn(Arc::clone(&server).serve(listener, leave.clone()));
+    let reports = Arc::clone(&relay);
+    let apply = move |plan: &SwarmPlan| {
+        eprintln!("{:.3} seat {} follows {:?}", now(), plan.seat, plan.predecessors);
+        server.share(Arc::clone(&holdings), &plan.key);
+        server.limit(plan.upload_limit);
+    };
+    tokio::spawn(announcer.run(leave, move |leaving| reports.report(port, leaving), teller(options)?, apply));
+    timeout(FIRST, plan.changed()).await.ok();
+
     let wanted: Vec<Wanted> =
         manifest.chunks.iter().map(|c| Wanted { index: c.index, offset: c.offset, len: c.length }).collect();
     let (sink, mut frames) = mpsc::channel(4);
@@ -190,76 +231,30 @@ async fn leech(listen: &str, manifest: &str, out: &Path, options: &Options) -> R
         }
         bytes
     });
-    fetched.map_err(|e| format!("{e:?}"))?;
+    fetched?;
     let done = now();
-    let report = serde_json::to_string(&relay.report(0, false))?;
-    writeln!(std::io::stdout(), "{{\"done\":{done:.6},\"bytes\":{bytes},\"report\":{report}}}")?;
+    let report = serde_json::to_string(&relay.sources())?;
+    writeln!(std::io::stdout(), "{{\"done\":{done:.6},\"bytes\":{bytes},\"from\":{report}}}")?;
     if let Some(stamp) = option(options, "stamp") {
         std::fs::write(stamp, format!("{done:.6}\n"))?;
     }
     Ok(serving.await?)
 }
 
+/// Asks the appliance as the agent does.
+fn teller(options: &Options) -> Result<impl Fn(SwarmReport) -> BoxFuture<'static, Answer> + Send + 'static> {
+    let appliance: IpAddr = option(options, "appliance").ok_or(USAGE)?.parse()?;
+    let rack = option(options, "rack").ok_or(USAGE)?;
+    let at = SocketAddr::new(appliance, PLANS_PORT);
+    let url = format!("http://{at}/swarm?machine={}&rack={rack}", MachineId::generate());
+    let http = reqwest::Client::builder().tcp_nodelay(true).no_proxy().tls_certs_only([]).build()?;
+    Ok(move |report: SwarmReport| {
+        let request = http.post(&url).json(&report).send();
+        let ask = async move { request.await?.error_for_status()?.json().await };
+        ask.map(|plan: reqwest::Result<SwarmPlan>| plan.map_or(Answer::Lost, Answer::Plan)).boxed()
+    })
+}
+
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-}
-
-fn addresses(text: &str) -> Result<Vec<SocketAddr>> {
-    Ok(text.split_whitespace().map(str::parse).collect::<std::result::Result<_, _>>()?)
-}
-
-async fn watch_plan(file: PathBuf, plan: watch::Sender<SwarmPlan>) {
-    loop {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let Ok(text) = std::fs::read_to_string(&file) else { continue };
-        if let Ok(predecessors) = addresses(&text) {
-            plan.send_if_modified(|plan| {
-                let new = plan.predecessors != predecessors;
-                plan.predecessors = predecessors;
-                new
-            });
-        }
-    }
-}
-
-/// A peer with honest words and damaged goods.
-async fn garbage(listen: &str, manifest: &str, file: &str, options: &Options) -> Result {
-    let (_, manifest) = image(manifest)?;
-    let data = Arc::new(std::fs::read(file)?);
-    let every = option(options, "every").map_or(Ok(10), str::parse)?;
-    let listener = TcpListener::bind(listen).await?;
-    loop {
-        let (stream, _) = listener.accept().await?;
-        let (manifest, data) = (Arc::clone(&manifest), Arc::clone(&data));
-        tokio::spawn(async move { send_garbage(stream, &manifest, &data, every).await });
-    }
-}
-
-async fn send_garbage(mut stream: TcpStream, image: &Manifest, data: &[u8], every: usize) -> std::io::Result<()> {
-    let mut head = [0; wire::HELLO];
-    stream.read_exact(&mut head).await?;
-    let Some(hello) = wire::Hello::parse(&head) else { return Ok(()) };
-    let mut tail = vec![0; hello.tail()];
-    stream.read_exact(&mut tail).await?;
-    let Some((skip, _)) = hello.parse_tail(&tail) else { return Ok(()) };
-    stream.write_all(&wire::alive(hello.frames, skip.len() - skip.count(), true)).await?;
-    let mut sent = 0;
-    for (frame, chunk) in (0..).zip(&image.chunks).filter(|(frame, _)| !skip.get(*frame)) {
-        let start = chunk.offset as usize;
-        let bytes = &data[start..start + chunk.length as usize];
-        let Some(values) = group::Values::of(bytes, chunk.frame) else { continue };
-        stream.write_all(&wire::begin(frame, 0)).await?;
-        stream.write_all(values.list()).await?;
-        for number in 0..group::count(chunk.length) {
-            let Some(range) = group::range(chunk.length, number) else { continue };
-            let mut piece = bytes[range].to_vec();
-            sent += 1;
-            if sent % every == 0 {
-                piece[0] ^= 1;
-            }
-            stream.write_all(&wire::group(frame, number)).await?;
-            stream.write_all(&piece).await?;
-        }
-    }
-    Ok(())
 }

@@ -165,8 +165,9 @@ def once(player, hall, source, size, scenario, options):
         print(f"  {player.name:13} did not start: {why}", file=sys.stderr)
         return Result(player.name, None, ideal, mib=size >> 20)
     shown = f"{result.ratio:.3f}" if result.ratio else f"not ended after {limit:.0f} s"
+    slow = f"  slow one {result.slow_last:.1f} s" if result.slow_last else ""
     print(f"  {player.name:13} {shown}  verified {result.verified}/{result.alive}  server {result.server_copies:.2f}  "
-          f"CPU {result.busy * 100:.0f} %", file=sys.stderr, flush=True)
+          f"CPU {result.busy * 100:.0f} %{slow}", file=sys.stderr, flush=True)
     return result
 
 

@@ -46,27 +46,23 @@ class Contestant:
 
 
 class Rackline(Contestant):
-    """The relay as agent and appliance use it, in the order of the planner's pipeline: server, first rack, next rack, each
-    machine with the ones before its predecessor as standbys and the server last. Nothing is planned anew while it runs."""
+    """Agents and appliance as they are: each machine says once a second where it is and is told whom to follow. A server that
+    comes back has forgotten everybody."""
 
     name = "rackline"
-    PORT = 7070
-    STANDBYS = 2
 
-    def manifest(self, run):
-        return run.folder / "manifest"
+    def images(self, run):
+        return run.folder / "images"
 
     def serve(self, run):
-        if not self.manifest(run).exists():
-            run.output(0, self.node, "cut", run.file(0), self.manifest(run))
-        run.start(0, self.node, "seed", f"0.0.0.0:{self.PORT}", self.manifest(run), run.file(0), log="rackline-0")
+        if not self.images(run).exists():
+            run.output(0, self.node, "cut", run.file(0), self.images(run))
+        run.start(0, self.node, "seed", self.images(run), log="0")
         time.sleep(0.5)
 
     def fetch(self, run, i):
-        before = [*range(i - 1, max(0, i - 2 - self.STANDBYS), -1)]
-        chosen = ",".join(f"{run.hall.address(n)}:{self.PORT}" for n in [n for n in before if n] + [0])
-        run.start(i, self.node, "leech", f"0.0.0.0:{self.PORT}", self.manifest(run), run.file(i), "--from", chosen,
-                  "--stamp", run.stamp(i), log=f"rackline-{i}")
+        run.start(i, self.node, "leech", self.images(run), run.file(i), "--appliance", run.hall.address(0),
+                  "--rack", f"rack{run.hall.rack(i)}", "--stamp", run.stamp(i), log=f"{i}")
 
 
 class Nginx(Contestant):
@@ -133,14 +129,10 @@ class Torrent(Contestant):
 
     private = False
 
-    def tracker(self, run, plan=None):
+    def tracker(self, run):
         where = run.hall.address(0)
         run.torrent.write_bytes(metainfo(run.file(0), "image", f"http://{where}:{TRACKER_PORT}/announce", PIECE, self.private))
-        extra = []
-        if plan is not None:
-            (run.folder / "plan.json").write_text(json.dumps(plan))
-            extra = [run.folder / "plan.json"]
-        run.start(0, PYTHON, HERE / "tracker.py", where, TRACKER_PORT, 30, *extra, log="tracker")
+        run.start(0, PYTHON, HERE / "tracker.py", where, TRACKER_PORT, 30, log="tracker")
         time.sleep(0.7)
 
     def hook(self, run):

@@ -46,11 +46,11 @@ def table(title, results):
     return "\n".join(lines) + "\n"
 
 
-EXPLANATION = """last: when the last machine alive had the whole file, median of the runs. / ideal: over size / link rate (TCP's own
-headers make it 1.046 at best). / ours: how many times our time. server, trunk: what the server sent and what the busiest trunk
-carried down and up, in copies of the file. CPU: of the whole machine, all hosts together; from some 90 % on, its cores are the
-limit and not the links. s/GB: processor time of the programs for each GB that arrived. verified: machines alive whose file has
-the right SHA-256, in the worst run."""
+EXPLANATION = """last: when the last machine alive had the whole file, median of the runs; where one has a slow link, the last of the
+others. / ideal: over size / link rate (TCP's own headers make it 1.046 at best). / ours: how many times our time. server, trunk:
+what the server sent and what the busiest trunk carried down and up, in copies of the file. CPU: of the whole machine, all hosts
+together; from some 90 % on, its cores are the limit and not the links. s/GB: processor time of the programs for each GB that
+arrived. verified: machines alive whose file has the right SHA-256, in the worst run."""
 
 
 def as_json(path, scenarios):

@@ -1,12 +1,10 @@
 """A small BitTorrent tracker (BEP 3, compact answers of BEP 23) for the peers of the benchmark.
 
-usage: tracker.py ADDRESS PORT INTERVAL [PLAN]
+usage: tracker.py ADDRESS PORT INTERVAL
 
-Everybody gets everybody, in random order. With PLAN, a JSON file {address: [address, ...]}, everybody gets only those that
-stand there for him.
+Everybody gets everybody, in random order.
 """
 
-import json
 import random
 import socket
 import struct
@@ -17,7 +15,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from metainfo import bencode
 
 INTERVAL = int(sys.argv[3])
-PLAN = json.load(open(sys.argv[4])) if len(sys.argv) > 4 else None
 swarms = {}
 
 
@@ -37,8 +34,6 @@ class Announce(BaseHTTPRequestHandler):
         else:
             swarm[me] = int(query.get("port", 0))
         others = [other for other in list(swarm) if other != me]
-        if PLAN is not None:
-            others = [other for other in PLAN.get(me, []) if other in swarm]
         random.shuffle(others)
         others = others[:max(0, int(query.get("numwant", 50)))]
         answer = bencode({"interval": INTERVAL, "min interval": INTERVAL, "complete": 1, "incomplete": len(swarm),
