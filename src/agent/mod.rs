@@ -14,6 +14,7 @@ mod inventory;
 mod leave;
 mod ledger;
 mod measure;
+mod member;
 mod options;
 mod progress;
 mod roots;
