@@ -13,6 +13,7 @@
 //! | `GET /images/{manifest}/manifest` | – | the signed manifest, named by its digest |
 //! | `GET /images/{manifest}/data` | – | the chunk file, with range requests |
 //! | `POST /agent/v1/{machine}/swarm` | [`SwarmReport`] | [`SwarmPlan`], or 204: keep the last one; repeated every [`SWARM_SECONDS`] while the machine fetches or serves |
+//! | `GET /agent/v1/{machine}/help?kept=D,D` | – | [`Help`] for an installed host; held up to [`POLL_SECONDS`], then 204; 404: hosts do not help here |
 //!
 //! Each request after the hello has `Authorization: Bearer TOKEN`. Errors are `application/problem+json` ([`Problem`]).
 
@@ -210,6 +211,17 @@ pub struct SwarmPlan {
     pub needed: bool,
     /// Where it stands in its rack's line; for its next report.
     pub seat: u64,
+}
+
+/// An installed host is asked to give an image to new machines of its rack. Its question names the images that it keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Help {
+    /// Digest of the signed manifest.
+    pub manifest: Digest,
+    /// Bytes a second to all together.
+    pub upload_limit: u64,
+    /// Bytes that kept images may take on its disk.
+    pub space: u64,
 }
 
 /// What came of an order.

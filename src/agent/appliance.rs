@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use super::console::{say, say_error};
 use super::options::Token;
 use crate::error::{Error, Kind, OrFail, Result};
-use crate::link::{Hello, Issued, POLL_SECONDS, Problem, Progress, Report, SwarmReport, Welcome};
+use crate::link::{Hello, Help, Issued, POLL_SECONDS, Problem, Progress, Report, SwarmReport, Welcome};
 use crate::machine::{Digest, MachineId};
 use crate::swarm::BackOff;
 use crate::swarm::announce::Answer;
@@ -58,6 +58,16 @@ impl From<Refusal> for Error {
     }
 }
 
+/// What came of a question for help to give.
+pub enum Wanted {
+    Help(Help),
+    Nobody,
+    /// Hosts do not help here.
+    Never,
+    /// No answer, or none that is understood.
+    Lost,
+}
+
 enum Fault {
     /// Ask again later.
     Passing(Error),
@@ -68,6 +78,11 @@ impl Appliance {
     pub fn new(url: &str, machine: MachineId, token: Option<Token>) -> Result<Self> {
         let http = client(url)?;
         Ok(Self { http, url: url.to_owned(), known: Arc::new(RwLock::new(Known { machine, token })) })
+    }
+
+    /// For a runtime of its own: connections end with the runtime that made them.
+    pub fn apart(&self) -> Result<Self> {
+        Ok(Self { http: client(&self.url)?, ..self.clone() })
     }
 
     pub fn url(&self) -> &str {
@@ -134,6 +149,22 @@ impl Appliance {
                 plan.map_or(Answer::Lost, Answer::Plan)
             }
             _ => Answer::Lost,
+        }
+    }
+
+    /// Once, held open; `kept` are the images that this host has. Of lost answers the question for orders tells.
+    pub async fn help(&self, kept: &[Digest]) -> Wanted {
+        let kept: Vec<String> = kept.iter().map(Digest::to_string).collect();
+        let path = format!("/agent/v1/{}/help?kept={}", self.machine(), kept.join(","));
+        let Ok(response) = self.request(Method::GET, &path).timeout(POLL).send().await else { return Wanted::Lost };
+        match response.status() {
+            StatusCode::NO_CONTENT => Wanted::Nobody,
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Wanted::Never,
+            status if status.is_success() => {
+                let help = body(response, ANSWER_MAX).await.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+                help.map_or(Wanted::Lost, Wanted::Help)
+            }
+            _ => Wanted::Lost,
         }
     }
 

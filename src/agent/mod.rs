@@ -2,7 +2,7 @@
 //!
 //! Its life is one list of steps: say hello, then ask for the order, carry it out, report, and ask again. All that is
 //! waited for is waited for here or in [`appliance`], and said on the console. Between orders there is one open question
-//! and no timer.
+//! and no timer; on an installed host there may be a second one ([`help`]).
 
 mod appliance;
 mod block;
@@ -10,10 +10,12 @@ mod check;
 mod console;
 mod deploy;
 mod erase;
+mod help;
 mod inventory;
 mod leave;
 mod ledger;
 mod measure;
+mod member;
 mod options;
 mod progress;
 mod roots;
@@ -26,6 +28,8 @@ pub use roots::Roots;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
 
 use appliance::{Appliance, Refusal};
 use console::{say, say_error};
@@ -43,7 +47,19 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 pub async fn run(options: Options) -> Result<()> {
     let ledger = Ledger::open(&options.roots.run)?;
     let appliance = Appliance::new(&options.url, options.machine, options.token.clone())?;
-    Agent { options, appliance, ledger, member: Mutex::default() }.live().await
+    let agent = Agent { options, appliance, ledger, member: Mutex::default() };
+    agent.hello().await;
+    match agent.options.mode {
+        Mode::Ram => agent.live().await,
+        Mode::Resident => {
+            let stop = CancellationToken::new();
+            let live = async {
+                let _stops = stop.clone().drop_guard();
+                agent.live().await
+            };
+            tokio::join!(live, help::help(&agent, &stop)).0
+        }
+    }
 }
 
 struct Agent {
@@ -56,7 +72,6 @@ struct Agent {
 
 impl Agent {
     async fn live(&self) -> Result<()> {
-        self.hello().await;
         let mut done = 0;
         let mut wait = BackOff::default();
         loop {

@@ -21,7 +21,7 @@ pub struct Options {
     pub machine: MachineId,
     /// Proves to the appliance which boot or seed this agent came from.
     pub token: Option<Token>,
-    /// The public key that image manifests are signed with, as text; a resident agent writes no images and has none.
+    /// The public key that image manifests are signed with, as text. Hosts of an earlier release have none.
     pub key: Option<String>,
     pub mode: Mode,
     pub roots: Roots,
@@ -95,7 +95,7 @@ impl Options {
         })
     }
 
-    /// The installed host's file: `url`, `machine`, `token`.
+    /// The installed host's file: `url`, `machine`, `token`, `key`.
     pub fn resident(path: &Path) -> Result<Self> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
@@ -103,6 +103,7 @@ impl Options {
             url: String,
             machine: MachineId,
             token: Option<Token>,
+            key: Option<String>,
         }
         let name = path.display();
         let text = std::fs::read_to_string(path)
@@ -115,7 +116,7 @@ impl Options {
             url: url(&file.url)?,
             machine: file.machine,
             token: file.token,
-            key: None,
+            key: file.key,
             mode: Mode::Resident,
             roots: Roots::default(),
             hooks: Hooks::new(leave_installed),
@@ -168,6 +169,8 @@ mod tests {
         std::fs::write(file.path(), format!("url = 'http://a:1'\nmachine = '{MACHINE}'\ntoken = 't'\n")).unwrap();
         let options = Options::resident(file.path()).unwrap();
         assert_eq!((options.mode, options.key), (Mode::Resident, None));
+        std::fs::write(file.path(), format!("url = 'http://a:1'\nmachine = '{MACHINE}'\nkey = 'abcd'\n")).unwrap();
+        assert_eq!(Options::resident(file.path()).unwrap().key.as_deref(), Some("abcd"));
         std::fs::write(file.path(), "url = 'http://a:1'\ntoken = s3cret\n").unwrap();
         let error = Options::resident(file.path()).err().unwrap();
         assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");

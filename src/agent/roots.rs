@@ -9,11 +9,19 @@ pub struct Roots {
     pub dev: PathBuf,
     /// What an agent that is started again must know: in memory, gone with the boot.
     pub run: PathBuf,
+    /// What an installed host keeps from boot to boot.
+    pub state: PathBuf,
 }
 
 impl Default for Roots {
     fn default() -> Self {
-        Self { sys: "/sys".into(), proc: "/proc".into(), dev: "/dev".into(), run: "/run/rackline".into() }
+        Self {
+            sys: "/sys".into(),
+            proc: "/proc".into(),
+            dev: "/dev".into(),
+            run: "/run/rackline".into(),
+            state: "/var/lib/rackline".into(),
+        }
     }
 }
 

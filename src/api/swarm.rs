@@ -1,14 +1,18 @@
 //! Swarms: a member's report, answered with its plan; what is seen of them; what of it goes into a machine's timeline.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, State};
-use axum::http::HeaderMap;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
+use serde::Deserialize;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
@@ -16,14 +20,16 @@ use super::agent::{allowed, parsed};
 use crate::engine::{About, Engine};
 use crate::error::{Error, Result};
 use crate::httpd::Reached;
-use crate::lifecycle::{Event, Machine};
-use crate::link::{SwarmPlan, SwarmReport};
+use crate::lifecycle::{Event, Machine, State as Stage};
+use crate::link::{Mode, POLL_SECONDS, SwarmPlan, SwarmReport};
 use crate::machine::MachineId;
 use crate::swarm::plan::Note;
-use crate::swarm::tracker::{Happened, SwarmList, Tracker, Who};
+use crate::swarm::tracker::{Happened, Host, SwarmList, Tracker, Who};
 
 /// Of one report: some hundred addresses with their counts.
 const MAX_REPORT: usize = 64 << 10;
+/// Kept images that are looked at in one question.
+const MAX_KEPT: usize = 64;
 const TICK: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
@@ -36,6 +42,7 @@ pub struct Site {
 pub fn agents(site: Site) -> Router {
     Router::new()
         .route("/agent/v1/{machine}/swarm", post(report))
+        .route("/agent/v1/{machine}/help", get(help))
         .layer(DefaultBodyLimit::max(MAX_REPORT))
         .with_state(site)
 }
@@ -58,12 +65,52 @@ async fn report(
 ) -> Result<Json<SwarmPlan>, Failure> {
     allowed(&s.engine, &headers, machine)?;
     let report = parsed(body)?;
-    let known = s
-        .engine
-        .machine(machine)
-        .ok_or_else(|| Error::conflict("agent.unknown", "no machine has this id any more").hint("say hello again"))?;
-    let who = Who { machine, rack: rack_of(&known).into(), address: peer.ip().to_canonical(), reached };
+    let known = known(&s, machine)?;
+    let (rack, host) = (rack_of(&known).into(), known.agent_mode() == Some(Mode::Resident));
+    let who = Who { machine, rack, address: peer.ip().to_canonical(), reached, host };
     Ok(Json(s.tracker.report(&who, &report)?))
+}
+
+fn known(s: &Site, machine: MachineId) -> Result<Arc<Machine>> {
+    let gone = || Error::conflict("agent.unknown", "no machine has this id any more").hint("say hello again");
+    s.engine.machine(machine).ok_or_else(gone)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Keeps {
+    /// Digests with commas between them.
+    #[serde(default)]
+    kept: String,
+}
+
+/// Held open like the question for orders; 204 when nobody needed this host meanwhile.
+async fn help(
+    State(s): State<Site>,
+    Path(machine): Path<MachineId>,
+    Query(keeps): Query<Keeps>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    allowed(&s.engine, &headers, machine)?;
+    if !s.tracker.wants_hosts() {
+        return Err(Error::not_found("swarm.hosts", "installed hosts do not help with images at this site")
+            .hint("swarm.hosts_upload_mbit in rackline.toml lets them")
+            .into());
+    }
+    let known = known(&s, machine)?;
+    let idle = known.agent_mode() == Some(Mode::Resident) && matches!(known.state, Stage::Delivered { .. });
+    let kept: HashSet<_> = keeps.kept.split(',').take(MAX_KEPT).filter_map(|digest| digest.parse().ok()).collect();
+    let host = Host { machine, rack: rack_of(&known).into(), kept };
+    let wanted = async {
+        match idle {
+            true => s.tracker.help(&host).await,
+            false => std::future::pending().await,
+        }
+    };
+    Ok(match timeout(Duration::from_secs(POLL_SECONDS), wanted).await {
+        Ok(help) => Json(help).into_response(),
+        Err(_) => StatusCode::NO_CONTENT.into_response(),
+    })
 }
 
 /// Where the machine stands, as listed or as its switch port suggests; else the switch stands for the rack.

@@ -28,7 +28,7 @@ use crate::store::seal::Seal;
 use crate::store::{self, Db};
 use crate::swarm::plan::Settings;
 use crate::swarm::torrent::{self, Torrents};
-use crate::swarm::tracker::Tracker;
+use crate::swarm::tracker::{Hosts, Tracker};
 use crate::swarm::{self, ServeLimits};
 use crate::{bmc, boot};
 
@@ -199,7 +199,9 @@ async fn swarms(
     };
     let server = swarm::Server::new(ServeLimits::default());
     tokio::spawn(server.clone().serve(listener, stop));
-    Ok(Arc::new(Tracker::new(library.clone(), server, settings, port, secret)))
+    let space = u64::from(config.swarm.hosts_space_gib.get()) << 30;
+    let hosts = bytes(config.swarm.hosts_upload_mbit).map(|upload_limit| Hosts { upload_limit, space });
+    Ok(Arc::new(Tracker::new(library.clone(), server, settings, port, secret).helped_by(hosts)))
 }
 
 /// The BitTorrent face; it costs nothing until a client comes.

@@ -80,6 +80,10 @@ pub struct Swarm {
     pub machine_upload_mbit: Option<NonZeroU32>,
     /// What one machine may send to another rack.
     pub rack_uplink_mbit: Option<NonZeroU32>,
+    /// What one installed host may send to new machines of its rack. Absent: installed hosts never help.
+    pub hosts_upload_mbit: Option<NonZeroU32>,
+    /// What the images that it keeps for that may take on its root file system, in GiB.
+    pub hosts_space_gib: NonZeroU32,
     /// Whether BitTorrent clients get images too. Rackline's own agents do not need it.
     pub bittorrent: bool,
     /// TCP port on which they get them from the appliance.
@@ -97,6 +101,8 @@ impl Default for Swarm {
             machine_link_mbit: None,
             machine_upload_mbit: None,
             rack_uplink_mbit: None,
+            hosts_upload_mbit: None,
+            hosts_space_gib: NonZeroU32::new(20).unwrap_or(NonZeroU32::MIN),
             bittorrent: true,
             bittorrent_port: port(6881),
             bittorrent_mbit: None,

@@ -52,6 +52,7 @@ impl Engine {
             ssh_keys: &ordered.ssh_keys,
             url: &self.inner.site.seed.url,
             token: &self.token(machine.id),
+            key: Some(&self.inner.site.key.public().to_string()),
             manifest: ordered.manifest,
             boot_mac,
         })?;

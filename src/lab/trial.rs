@@ -94,6 +94,7 @@ pub async fn run(trial: &Trial<'_>, say: &(dyn Fn(&str) + Sync)) -> Result<Proof
         ssh_keys: &[],
         url: &format!("http://{HOST}:{}", appliance.port),
         token: &appliance.token,
+        key: None,
         manifest: trial.entry.digest,
         boot_mac: Some(MAC),
     };

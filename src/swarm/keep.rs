@@ -60,22 +60,37 @@ impl Keep for RamKeep {
     }
 }
 
-/// The appliance's data file: all frames at their offsets, nothing to be added.
+/// A file in the form of the appliance's data file: all frames at their offsets.
 pub struct FileKeep {
     file: Arc<File>,
+    filling: bool,
 }
 
 impl FileKeep {
+    /// All is there, and nothing is added.
     pub fn open(path: &Path) -> Result<Self> {
         let file =
             File::open(path).or_fail(Kind::Config, "image.data", || format!("cannot read {}", path.display()))?;
-        Ok(Self { file: Arc::new(file) })
+        Ok(Self { file: Arc::new(file), filling: false })
+    }
+
+    /// A file that is filled as frames come.
+    pub fn filling(file: Arc<File>) -> Self {
+        Self { file, filling: true }
     }
 }
 
 impl Keep for FileKeep {
-    fn put<'a>(&'a self, _: &'a Chunk, _: Bytes) -> BoxFuture<'a, bool> {
-        ready(false).boxed()
+    fn put<'a>(&'a self, chunk: &'a Chunk, frame: Bytes) -> BoxFuture<'a, bool> {
+        if !self.filling {
+            return ready(false).boxed();
+        }
+        let (file, offset) = (Arc::clone(&self.file), chunk.offset);
+        async move {
+            let written = tokio::task::spawn_blocking(move || file.write_all_at(&frame, offset)).await;
+            matches!(written, Ok(Ok(())))
+        }
+        .boxed()
     }
 
     fn get<'a>(&'a self, chunk: &'a Chunk) -> BoxFuture<'a, Option<Bytes>> {

@@ -4,12 +4,17 @@
 //! Everything is in memory. After a restart each member's next report puts it back in its seat, and since a swarm's key
 //! follows from the site's key, nobody is a stranger to anybody meanwhile.
 
+mod help;
+
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+
+pub use help::{Host, Hosts};
+use tokio::sync::Notify;
 
 use super::plan::{Millis, Note, Reporter, Settings, Standing, Swarm, Why};
 use super::{FileKeep, Holdings, Server};
@@ -30,6 +35,8 @@ pub struct Who {
     pub address: IpAddr,
     /// The appliance's address at the other end of that connection.
     pub reached: IpAddr,
+    /// It is an installed host.
+    pub host: bool,
 }
 
 pub struct Tracker {
@@ -41,6 +48,10 @@ pub struct Tracker {
     secret: [u8; 32],
     began: Instant,
     state: Mutex<State>,
+    /// What installed hosts are asked for; none: they never help.
+    hosts: Option<Hosts>,
+    /// For each rack with hosts that would help: rings when a machine of it begins to fetch.
+    bells: Mutex<HashMap<Arc<str>, Arc<Notify>>>,
 }
 
 #[derive(Default)]
@@ -53,6 +64,7 @@ struct Tracked {
     name: String,
     key: Secret,
     swarm: Swarm,
+    hosts: help::Asked,
 }
 
 /// Something for a machine's timeline.
@@ -67,7 +79,22 @@ impl Tracker {
     /// `secret` is the same after each start; the keys of the swarms are derived from it.
     pub fn new(library: Arc<Library>, server: Arc<Server>, settings: Settings, port: u16, secret: [u8; 32]) -> Self {
         server.limit(settings.uplink);
-        Self { library, server, settings, port, secret, began: Instant::now(), state: Mutex::default() }
+        Self {
+            library,
+            server,
+            settings,
+            port,
+            secret,
+            began: Instant::now(),
+            state: Mutex::default(),
+            hosts: None,
+            bells: Mutex::default(),
+        }
+    }
+
+    /// With the help of installed hosts, where it is wanted.
+    pub fn helped_by(self, hosts: Option<Hosts>) -> Self {
+        Self { hosts, ..self }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -93,8 +120,12 @@ impl Tracker {
             address: who.address,
             appliance: SocketAddr::new(who.reached, self.port),
             first: first.contains(&who.machine),
+            host: who.host,
         };
         let plan = tracked.swarm.report(now, &reporter, report);
+        if self.hosts.is_some() && tracked.enters(now, who, report) {
+            self.ring(&who.rack);
+        }
         Ok(SwarmPlan {
             predecessors: plan.predecessors,
             key: tracked.key.clone(),
@@ -115,7 +146,8 @@ impl Tracker {
         self.server.share(holdings(image)?, &key);
         let frames = u32::try_from(image.manifest.chunks.len()).unwrap_or(u32::MAX);
         tracing::info!(image = %image.name(), "a swarm begins");
-        Ok(Tracked { name: image.name(), key, swarm: Swarm::new(self.settings, frames, image.manifest.data_size) })
+        let swarm = Swarm::new(self.settings, frames, image.manifest.data_size);
+        Ok(Tracked { name: image.name(), key, swarm, hosts: help::Asked::default() })
     }
 
     /// A person waits for this machine: it goes to the front of its rack in each swarm, from its next report on.
@@ -204,7 +236,7 @@ pub struct MemberView {
     pub name: String,
     pub rack: String,
     pub address: SocketAddr,
-    /// `fetching`, `done`, `slow`, `garbage`, `serves nobody`, `holds part`, `silent`, `left`.
+    /// `fetching`, `done`, `slow`, `garbage`, `serves nobody`, `holds part`, `waits`, `silent`, `left`.
     pub state: String,
     /// Of what it wants, between 0 and 1.
     pub share: f64,
@@ -232,6 +264,7 @@ impl Tracked {
             state: match m.standing {
                 Standing::Gone => "silent",
                 Standing::Left => "left",
+                Standing::Waits => "waits",
                 Standing::Leaf(Why::Slow) => "slow",
                 Standing::Leaf(Why::Garbage) => "garbage",
                 _ if m.is_done() => "done",

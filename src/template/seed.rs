@@ -19,6 +19,8 @@ pub struct Facts<'a> {
     /// Where the appliance is reached from the host.
     pub url: &'a str,
     pub token: &'a str,
+    /// The public key that image manifests are signed with, for a host that may help others to get images.
+    pub key: Option<&'a str>,
     pub manifest: Digest,
     /// The NIC that the host was installed through; all Ethernet NICs where it is not known.
     pub boot_mac: Option<MacAddr>,
@@ -48,6 +50,7 @@ mod tests {
             ssh_keys: keys,
             url: "http://10.77.0.1",
             token: "00ff",
+            key: Some("0a1b"),
             manifest: Digest([7; 32]),
             boot_mac: Some(MacAddr([0x52, 0x54, 0, 0, 0, 1])),
         }

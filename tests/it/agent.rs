@@ -24,7 +24,7 @@ use rackline::image::chunk::{PackOptions, pack};
 use rackline::image::manifest::Boot;
 use rackline::image::{Manifest, SignedManifest, SigningKey};
 use rackline::link::{
-    Deploy, Hello, Issued, Leave, Order, Outcome, ReadBack, Report, Seed, SwarmPlan, SwarmReport, Welcome,
+    Deploy, Hello, Help, Issued, Leave, Mode, Order, Outcome, ReadBack, Report, Seed, SwarmPlan, SwarmReport, Welcome,
 };
 use rackline::machine::{Digest, Firmware, MachineId, Secret, Serial, TargetRule};
 use rackline::swarm::{Frame, HttpSource, Limits, Source, Wanted};
@@ -88,7 +88,7 @@ impl Machine {
     fn new(disks: &[(&str, &TestDisk)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        let roots = Roots { sys: at("sys"), proc: at("proc"), dev: at("dev"), run: at("run") };
+        let roots = Roots { sys: at("sys"), proc: at("proc"), dev: at("dev"), run: at("run"), state: at("state") };
         std::fs::create_dir_all(&roots.dev).unwrap();
         std::fs::create_dir_all(roots.proc.join("sys/kernel")).unwrap();
         std::fs::write(roots.proc.join("sys/kernel/osrelease"), "6.1.0-test\n").unwrap();
@@ -202,6 +202,10 @@ struct Appliance {
     older: Vec<(Digest, Vec<u8>)>,
     /// `None`: this appliance knows no swarms.
     swarm: Option<Arc<Swarm>>,
+    /// What its installed host is asked for, once. `None`: hosts do not help here.
+    help: Mutex<Option<Vec<Help>>>,
+    /// What the host said that it keeps, each time it asked.
+    kept: Mutex<Vec<String>>,
 }
 
 /// Whoever has come later follows those before it. Shared by the appliances of several machines.
@@ -255,6 +259,8 @@ impl Appliance {
             machine: MachineId::generate(),
             older: Vec::new(),
             swarm: None,
+            help: Mutex::default(),
+            kept: Mutex::default(),
         }
     }
 
@@ -265,6 +271,7 @@ impl Appliance {
             .route("/agent/v1/{machine}/progress", post(|| async { StatusCode::NO_CONTENT }))
             .route("/agent/v1/{machine}/report", post(report))
             .route("/agent/v1/{machine}/swarm", post(swarm))
+            .route("/agent/v1/{machine}/help", get(help))
             .route("/images/{digest}/manifest", get(manifest))
             .route("/images/{digest}/data", get(data))
             .with_state(Arc::clone(self))
@@ -362,6 +369,28 @@ async fn swarm(State(a): State<Arc<Appliance>>, headers: HeaderMap, Json(report)
         _ if !allowed(&headers) => StatusCode::UNAUTHORIZED.into_response(),
         Some(swarm) => Json(swarm.report(a.machine, report)).into_response(),
         None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+async fn help(
+    State(a): State<Arc<Appliance>>,
+    Query(query): Query<BTreeMap<String, String>>,
+    headers: HeaderMap,
+) -> Response {
+    if !allowed(&headers) {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    a.kept.lock().unwrap().push(query["kept"].clone());
+    let help = match &mut *a.help.lock().unwrap() {
+        Some(wanted) => wanted.pop(),
+        None => return StatusCode::NOT_FOUND.into_response(),
+    };
+    match help {
+        Some(help) => Json(help).into_response(),
+        None => {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            StatusCode::NO_CONTENT.into_response()
+        }
     }
 }
 
@@ -835,6 +864,97 @@ async fn the_end_of_the_machine_before_it_in_the_middle_costs_only_time() {
     drop(server);
 }
 
+/// An installed host of the same site, asked to help with the image; what it keeps lies in the file that is returned.
+async fn host(appliance: &Arc<Appliance>, machine: &Machine) -> (Living, Server, PathBuf) {
+    appliance.order.send_replace(Issued { number: 1, order: Order::Wait { reason: "delivered".into() } });
+    let help = Help { manifest: appliance.image.digest, upload_limit: 1 << 30, space: 1 << 30 };
+    *appliance.help.lock().unwrap() = Some(vec![help]);
+    let (port, server) = appliance.serve(0).await;
+    let mut options = options(port, appliance, machine);
+    options.mode = Mode::Resident;
+    let kept = machine.roots.state.join(format!("swarm/{}.frames", appliance.image.digest));
+    (Living::start(options), server, kept)
+}
+
+fn keep(machine: &Machine, image: &Image, data: &[u8]) {
+    std::fs::create_dir_all(machine.roots.state.join("swarm")).unwrap();
+    std::fs::write(machine.roots.state.join(format!("swarm/{}.frames", image.digest)), data).unwrap();
+}
+
+async fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let waiting = async {
+        while !is() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_installed_host_gives_the_image_that_it_keeps() {
+    let swarm = Arc::new(Swarm { needed: AtomicBool::new(true), ..Swarm::default() });
+    let [installed, new] = pair(&swarm);
+    let (disk, machine) = (TestDisk::new(DISK), Machine::new(&[]));
+    keep(&machine, &installed.image, &installed.image.data);
+    let (agent, server, kept) = host(&installed, &machine).await;
+    until("the host does not come", || swarm.last(installed.machine).is_some()).await;
+    let report = swarm.last(installed.machine).unwrap();
+    assert_eq!((report.lacking, report.frames as usize), (0, installed.image.manifest.chunks.len()));
+    assert_eq!(*installed.kept.lock().unwrap(), [installed.image.digest.to_string()]);
+
+    let deployed = deployed(&new, &Machine::new(&[("vda", &disk)])).await;
+    assert!(deployed.peer_share().is_some_and(|share| share > 0.8), "{deployed:?}");
+    assert_written(&disk, &new.image);
+    assert!(std::fs::read(&kept).unwrap() == installed.image.data, "what it keeps stays as it was");
+    assert_eq!(installed.data_requests.load(Ordering::SeqCst), 0);
+    // An order goes on beside it, and at the end it says good-bye.
+    let order = Order::Leave { how: Leave::Reboot, reason: "a new kernel".into() };
+    installed.order.send_replace(Issued { number: 2, order });
+    until("it does not say good-bye", || swarm.last(installed.machine).unwrap().leaving).await;
+    drop((agent, server));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_image_that_is_damaged_reaches_nobody_and_is_removed() {
+    let swarm = Arc::new(Swarm { needed: AtomicBool::new(true), ..Swarm::default() });
+    let [installed, new] = pair(&swarm);
+    let (disk, machine) = (TestDisk::new(DISK), Machine::new(&[]));
+    let mut data = installed.image.data.clone();
+    let chunks = &installed.image.manifest.chunks;
+    data[chunks[chunks.len() / 2].offset as usize + 100] ^= 1;
+    keep(&machine, &installed.image, &data);
+    let (agent, server, kept) = host(&installed, &machine).await;
+    until("the host does not come", || swarm.last(installed.machine).is_some()).await;
+    deployed(&new, &Machine::new(&[("vda", &disk)])).await;
+    assert_written(&disk, &new.image);
+    assert!(swarm.last(new.machine).unwrap().garbage.is_empty(), "it was found before it was sent");
+    let anew = || swarm.last(installed.machine).is_some_and(|r| r.frames == 0 && r.lacking > 0);
+    until("it does not fetch the image anew", anew).await;
+    assert!(!kept.exists() && kept.with_extension("part").exists());
+    drop((agent, server));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_without_the_image_fetches_and_keeps_it() {
+    let swarm = Arc::new(Swarm { needed: AtomicBool::new(true), ..Swarm::default() });
+    let [new, installed] = pair(&swarm);
+    let disk = TestDisk::new(DISK);
+    let (first, machine) = (Machine::new(&[("vda", &disk)]), Machine::new(&[]));
+    let (port, server) = new.serve(0).await;
+    let fetches = Living::start(options(port, &new, &first));
+    assert!(matches!(new.end().await, Outcome::Deployed(_)));
+    let (agent, other, kept) = host(&installed, &machine).await;
+    until("it keeps nothing", || kept.exists()).await;
+    // Frames of zeros are in the data file only.
+    let there = std::fs::read(&kept).unwrap();
+    for chunk in &installed.image.manifest.chunks {
+        let place = chunk.offset as usize..(chunk.offset + u64::from(chunk.length)) as usize;
+        assert!(there[place.clone()] == installed.image.data[place], "chunk {}", chunk.index);
+    }
+    assert_eq!(installed.data_requests.load(Ordering::SeqCst), 0, "never over HTTP");
+    drop((agent, fetches, server, other));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manifest_with_one_flipped_byte_leaves_the_disk_alone() {
     let disk = TestDisk::new(DISK);
@@ -992,12 +1112,16 @@ async fn the_resident_agent_erases_nothing() {
     let appliance = Appliance::new(image(IMAGE), Order::Erase { keep: vec![] }, Faults::default(), || ());
     let (port, server) = appliance.serve(0).await;
     let mut options = options(port, &appliance, &machine);
-    options.mode = rackline::link::Mode::Resident;
+    options.mode = Mode::Resident;
     let agent = Living::start(options);
     // On the installed host nothing is erased, whatever is ordered.
     let end = appliance.end().await;
     assert!(matches!(&end, Outcome::Failed(p) if p.code == "order.mode"), "{end:?}");
     assert!(disk.untouched());
+    // Nor does it help where that is not switched on: it asks once, and not again for a while.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(*appliance.kept.lock().unwrap(), [""]);
+    assert!(!machine.roots.state.exists());
     drop(agent);
     drop(server);
 }

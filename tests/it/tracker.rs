@@ -16,13 +16,13 @@ use rackline::image::chunk::{PackOptions, pack};
 use rackline::image::manifest::Boot;
 use rackline::image::{Library, Manifest, SignedManifest, SigningKey};
 use rackline::lifecycle::{Event, Expectation};
-use rackline::link::{SwarmPlan, SwarmReport, SwarmSource};
+use rackline::link::{Help, SwarmPlan, SwarmReport, SwarmSource};
 use rackline::machine::{Digest, Firmware, MachineId, Place, Serial};
 use rackline::store::Db;
 use rackline::store::seal::Seal;
 use rackline::swarm::announce::{Answer, announcer, linger};
 use rackline::swarm::plan::Settings;
-use rackline::swarm::tracker::{SwarmList, SwarmView, Tracker};
+use rackline::swarm::tracker::{Host, Hosts, SwarmList, SwarmView, Tracker, Who};
 use rackline::swarm::{Frame, Holdings, RamKeep, Relay, RelayLimits, ServeLimits, Server, Source, Wanted};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -456,4 +456,99 @@ async fn what_machines_say_is_held_against_what_is_known() {
     appliance.told(first, "fell silent while it fetched test-20261121-00000000").await;
     let states: Vec<String> = appliance.swarm().await.unwrap().members.into_iter().map(|m| m.state).collect();
     assert_eq!(states, ["silent", "fetching"]);
+}
+
+/// The planner's side by itself, with hosts that may help.
+struct Hall {
+    home: Home,
+    tracker: Arc<Tracker>,
+}
+
+impl Hall {
+    fn new() -> Self {
+        let home = Home::new();
+        let key = SigningKey::load_or_create(&home.dir.path().join("signing.key")).unwrap();
+        let library = Arc::new(Library::open(&home.dir.path().join("images"), &[key.public()]).unwrap());
+        let tracker = Tracker::new(library, Server::new(ServeLimits::default()), Settings::default(), 7070, [7; 32]);
+        let hosts = Hosts { upload_limit: 25_000_000, space: 20 << 30 };
+        Self { home, tracker: Arc::new(tracker.helped_by(Some(hosts))) }
+    }
+
+    fn says(&self, machine: MachineId, rack: &str, host: bool, report: &SwarmReport) -> SwarmPlan {
+        let who = Who { machine, rack: rack.into(), address: loopback(9), reached: loopback(1), host };
+        self.tracker.report(&who, report).unwrap()
+    }
+
+    /// Asks as a host does, for so long.
+    async fn ask(&self, machine: MachineId, rack: &str, keeps: bool, millis: u64) -> Option<Help> {
+        let kept = keeps.then_some(self.home.digest).into_iter().collect();
+        let host = Host { machine, rack: rack.into(), kept };
+        tokio::time::timeout(Duration::from_millis(millis), self.tracker.help(&host)).await.ok()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hosts_of_a_rack_are_asked_each_once() {
+    let hall = Hall::new();
+    let hosts: Vec<MachineId> = (0..6).map(|_| MachineId::generate()).collect();
+    let ask = |n: usize, rack| hall.ask(hosts[n], rack, true, 1500);
+    let begins = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        hall.says(MachineId::generate(), "A", false, &hall.home.report());
+    };
+    // All of them wait when the first machine of their rack begins; one stands in another rack.
+    let racks = ["A", "A", "A", "A", "A", "B"];
+    let waiting = futures::future::join_all(racks.into_iter().enumerate().map(|(n, rack)| ask(n, rack)));
+    let (answers, ()) = tokio::join!(waiting, begins);
+    let help = Help { manifest: hall.home.digest, upload_limit: 25_000_000, space: 20 << 30 };
+    assert!(answers.iter().flatten().all(|answer| *answer == help));
+    let asked: Vec<usize> = (0..6).filter(|n| answers[*n].is_some()).collect();
+    assert!(asked.len() == 2 && !asked.contains(&5), "{asked:?}");
+
+    let frames = hall.home.manifest.chunks.len() as u32;
+    let complete = SwarmReport { frames, lacking: 0, ..hall.home.report() };
+    for n in &asked {
+        let plan = hall.says(hosts[*n], "A", true, &complete);
+        assert!(plan.needed && plan.predecessors.is_empty());
+    }
+    let others: Vec<usize> = (0..5).filter(|n| !asked.contains(n)).collect();
+    assert_eq!(hall.ask(hosts[others[0]], "A", true, 100).await, None, "two are enough");
+    let list = hall.tracker.status(|id| id.to_string());
+    let of = |id: MachineId| list.swarms[0].members.iter().find(|m| m.machine == id).unwrap();
+    assert!(asked.iter().all(|n| of(hosts[*n]).state == "done"));
+
+    // One of them goes: another one is asked, and never the same again.
+    hall.says(hosts[asked[0]], "A", true, &SwarmReport { leaving: true, ..complete });
+    assert_eq!(hall.ask(hosts[asked[0]], "A", true, 100).await, None);
+    assert_eq!(hall.ask(hosts[others[0]], "A", true, 1000).await, Some(help));
+    assert_eq!(hall.ask(hosts[5], "B", true, 100).await, None, "nobody fetches there");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_that_keep_the_image_are_asked_before_those_that_do_not() {
+    let hall = Hall::new();
+    let [keeper, other, third] = [(), (), ()].map(|()| MachineId::generate());
+    let begun = Instant::now();
+    hall.says(MachineId::generate(), "", false, &hall.home.report());
+    assert_eq!(hall.ask(other, "A", true, 100).await, None, "where its rack is known, unknown ones are others");
+    assert_eq!(hall.ask(other, "", false, 500).await, None, "a keeper may come yet");
+    assert!(hall.ask(other, "", false, 10_000).await.is_some() && begun.elapsed() >= Duration::from_secs(3));
+    // It lacks everything and waits. That does not count against those that have it.
+    assert!(hall.says(other, "", true, &hall.home.report()).predecessors.is_empty());
+    assert!(hall.ask(third, "", false, 100).await.is_some());
+    hall.says(third, "", true, &hall.home.report());
+    assert_eq!(hall.ask(MachineId::generate(), "", false, 100).await, None, "two of these are enough");
+    assert!(hall.ask(keeper, "", true, 100).await.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_do_not_help_unless_the_site_lets_them() {
+    let home = Home::new();
+    let appliance = Appliance::start(home.dir.path(), 1 << 30, [0, 0]).await;
+    let id = appliance.expect("kvm-1", "A").await;
+    let link = Link::new(&appliance, id, loopback(61));
+    let url = link.url.replace("/swarm", "/help?kept=");
+    let ask = |token: String| link.http.get(&url).bearer_auth(token).send();
+    assert_eq!(ask(link.token.clone()).await.unwrap().status(), 404);
+    assert_eq!(ask("0".repeat(64)).await.unwrap().status(), 403);
 }

@@ -24,10 +24,12 @@ use std::time::{Duration, Instant};
 
 use journal::Journal;
 use layout::Layout;
-use member::{Fetched, Wish};
+use member::Wish;
 
+use super::appliance::Appliance;
 use super::block::Device;
 use super::console::say;
+use super::member::Fetched;
 use super::progress::Meter;
 use super::{Agent, blocking, inventory, tool};
 use crate::error::{Error, Result};
@@ -42,7 +44,7 @@ const DD_PIECE: u64 = 4 << 20;
 
 pub async fn deploy(agent: &Agent, number: u64, order: &Deploy, meter: &Meter) -> Result<Outcome> {
     meter.step("checking the image", 0);
-    let image = Arc::new(signed_image(agent, order).await?);
+    let image = Arc::new(signed_image(&agent.appliance, agent.options.key.as_deref(), order.manifest).await?);
     let binary = Arc::new(blocking(seed::own_binary).await?);
     let seed_len = seed::size_for(binary.len() as u64);
 
@@ -133,8 +135,8 @@ fn too_small(disk: &dyn std::fmt::Display) -> Error {
 }
 
 /// The image's manifest: signed by the key that this agent was started with, and the very one that was ordered.
-async fn signed_image(agent: &Agent, order: &Deploy) -> Result<Manifest> {
-    let key: PublicKey = match &agent.options.key {
+pub async fn signed_image(appliance: &Appliance, key: Option<&str>, ordered: Digest) -> Result<Manifest> {
+    let key: PublicKey = match key {
         Some(key) => key.parse()?,
         None => {
             return Err(Error::config(
@@ -143,12 +145,12 @@ async fn signed_image(agent: &Agent, order: &Deploy) -> Result<Manifest> {
             ));
         }
     };
-    let file = agent.appliance.manifest(order.manifest).await?;
+    let file = appliance.manifest(ordered).await?;
     let signed = SignedManifest::parse(&file)?;
     let image = signed.verify(&[key])?;
-    if signed.digest() != order.manifest {
-        let (found, expected) = (signed.digest(), order.manifest);
-        return Err(Error::refused("image.digest", format!("image {found} was sent where {expected} was ordered"))
+    if signed.digest() != ordered {
+        let found = signed.digest();
+        return Err(Error::refused("image.digest", format!("image {found} was sent where {ordered} was ordered"))
             .hint("order again; if it stays, look at the appliance's image folder"));
     }
     if image.chunk_size > pipeline::CHUNK_MAX {

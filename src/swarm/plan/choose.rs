@@ -12,7 +12,7 @@ impl Swarm {
         let Some(member) = self.members.get(&id) else {
             return Plan { predecessors: vec![appliance], upload_limit: None, needed: false, seat: 0 };
         };
-        let complete = member.is_done();
+        let complete = member.is_done() || member.waits;
         let followed = if complete || !member.is_here() { Vec::new() } else { self.candidates(now, member) };
         let mut predecessors: Vec<_> = followed.iter().filter_map(|id| Some(self.members.get(id)?.address)).collect();
         let leads = member.leaf.is_none() && self.lines.before(id).is_none();
@@ -71,8 +71,11 @@ impl Swarm {
         found
     }
 
-    /// Somebody who is not done follows it.
+    /// Somebody who is not done follows it. A host stays for its whole rack, or another one would have to come in its place.
     fn is_needed(&self, id: MachineId) -> bool {
+        if let Some(host) = self.members.get(&id).filter(|m| m.host && m.is_done()) {
+            return self.in_rack(&host.rack).fetching > 0;
+        }
         let wants = |id: MachineId| self.members.get(&id).is_some_and(|m| m.is_here() && !m.is_done());
         self.lines.after(id).is_some_and(wants) || self.leaf_of(id).is_some_and(wants)
     }

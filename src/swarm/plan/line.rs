@@ -121,6 +121,12 @@ impl<K: Copy + Eq + Hash> Lines<K> {
         self.lines.iter().take(line).rev().filter_map(|l| l.first)
     }
 
+    /// The members of a rack that stand in lines.
+    pub fn of_rack(&self, rack: &str) -> impl Iterator<Item = K> {
+        let sections = self.racks.get(rack).into_iter().flatten().filter_map(|s| self.sections.get(*s));
+        sections.flat_map(|s| std::iter::successors(Some(s.first), |at| self.after(*at)).take(s.len))
+    }
+
     pub fn same_section(&self, a: K, b: K) -> bool {
         matches!((self.seats.get(&a), self.seats.get(&b)), (Some(a), Some(b)) if a.section == b.section)
     }

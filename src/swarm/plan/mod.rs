@@ -16,9 +16,11 @@
 //! | a member is slow | `slow` | it becomes a leaf: it follows the last of a line, nobody follows it |
 //! | a member sends garbage | the report of one that was to follow it | it becomes a leaf |
 //! | a member has part of the image from elsewhere | holds and lacks less than all | it becomes a leaf, where it is one of few |
+//! | a member is an installed host that helps | its agent | `hosts` |
 //! | a member serves nothing, a trunk is down | somebody starves behind one that has more | it passes over that one, or over that whole rack, for [`AVOID`] |
 
 mod choose;
+mod hosts;
 mod line;
 mod slow;
 #[cfg(test)]
@@ -29,6 +31,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+pub use hosts::InRack;
 use line::Lines;
 use slow::Pace;
 pub use traffic::Traffic;
@@ -57,6 +60,9 @@ pub const MAX_MEMBERS: usize = 20_000;
 pub const MAX_NAMED: usize = 64;
 /// How many others one member may accuse before it is not believed any more.
 const MAX_ACCUSED: u32 = 4;
+/// Seats at the front of a rack: of hosts that hold the image, and then of machines that people wait for.
+const HOLDS: u64 = 0;
+const FIRST: u64 = 1;
 
 /// Rates in bytes a second; what is not known or not limited is `None`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -92,6 +98,8 @@ pub struct Reporter {
     pub appliance: SocketAddr,
     /// A person waits for it.
     pub first: bool,
+    /// It is an installed host that helps.
+    pub host: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +117,8 @@ pub enum Standing {
     Line,
     /// Fetches, but nobody follows it.
     Leaf(Why),
+    /// A host that is not fed as long as others fetch.
+    Waits,
     /// Silent; its seat is kept.
     Gone,
     /// Said good-bye.
@@ -142,6 +152,10 @@ pub struct Member {
     pace: Pace,
     seat: u64,
     first: bool,
+    /// An installed host that helps.
+    pub host: bool,
+    /// See [`Standing::Waits`].
+    waits: bool,
     /// Why it may not stand in a line; it outlasts its absence.
     leaf: Option<Why>,
     /// Its place among the leaves.
@@ -233,7 +247,7 @@ impl Swarm {
             lines: Lines::new(settings.lines()),
             leaves: Vec::new(),
             alarms: BTreeSet::new(),
-            next_seat: 1,
+            next_seat: FIRST + 1,
             heard: 0,
             grace: 0,
             traffic: Traffic::default(),
@@ -352,12 +366,13 @@ impl Swarm {
         }
         let ahead = who.first && !std::mem::replace(&mut member.first, who.first);
         if ahead {
-            member.seat = 0;
+            member.seat = FIRST;
         }
         let moved = ahead || member.rack != who.rack;
         let before = std::mem::replace(&mut member.address, address);
         member.heard = now;
         member.appliance = who.appliance;
+        member.host = who.host;
         member.frames = report.frames.min(self.frames);
         member.lacking = report.lacking.min(self.frames - member.frames);
         member.bytes = report.bytes.min(self.data_size);
@@ -411,6 +426,7 @@ impl Swarm {
             // Where many have the same part already, they want the same rest, and a line is right for that.
             self.make_leaf(id, Why::HoldsPart);
         }
+        self.place_host(id);
         if report.leaving {
             self.step_out(id);
         } else {
@@ -445,6 +461,7 @@ impl Swarm {
     fn stand(&mut self, id: MachineId) {
         let Some(member) = self.members.get_mut(&id) else { return };
         match member.leaf {
+            _ if member.waits => member.standing = Standing::Waits,
             None => {
                 member.standing = Standing::Line;
                 let (rack, seat) = (member.rack.clone(), member.seat);
@@ -499,6 +516,8 @@ impl Member {
             pace: Pace::default(),
             seat,
             first: false,
+            host: who.host,
+            waits: false,
             leaf: None,
             leaf_at: None,
             heard: now,
@@ -516,7 +535,7 @@ impl Member {
     }
 
     pub fn is_here(&self) -> bool {
-        matches!(self.standing, Standing::Line | Standing::Leaf(_))
+        matches!(self.standing, Standing::Line | Standing::Leaf(_) | Standing::Waits)
     }
 
     /// It has all that it wants.

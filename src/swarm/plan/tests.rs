@@ -7,6 +7,7 @@ use crate::link::SwarmSource;
 use crate::machine::Digest;
 
 mod hall;
+mod hosts;
 
 const FRAMES: u32 = 100;
 const APPLIANCE: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)), 7000);
@@ -23,6 +24,7 @@ fn who(n: u32, rack: &str) -> Reporter {
         address: IpAddr::from([10, 1 + a, b, c]),
         appliance: APPLIANCE,
         first: false,
+        host: false,
     }
 }
 

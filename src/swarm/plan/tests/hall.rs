@@ -11,6 +11,7 @@ const IDEAL: Millis = IMAGE as Millis * TICK;
 
 struct Node {
     rack: usize,
+    host: bool,
     starts: Millis,
     /// Between two reports.
     every: Millis,
@@ -50,6 +51,7 @@ impl Hall {
     fn new(racks: usize, each: usize, settings: Settings) -> Self {
         let node = |rack, starts| Node {
             rack,
+            host: false,
             starts,
             every: 1000,
             alive: true,
@@ -98,7 +100,7 @@ impl Hall {
             from: node.from.iter().map(|(i, bytes)| SwarmSource { address: of(*i), bytes: *bytes }).collect(),
             ..report(0)
         };
-        let who = who(n as u32, &node.rack.to_string());
+        let who = Reporter { host: node.host, ..who(n as u32, &node.rack.to_string()) };
         let plan = self.swarm.report(self.now, &who, &report);
         let index = |a: &SocketAddr| (0..self.nodes.len()).find(|i| of(*i) == *a).unwrap();
         let predecessors: Vec<usize> = plan.predecessors.iter().map(index).collect();
@@ -266,6 +268,19 @@ fn racks_behind_trunks_are_as_fast_as_one_link() {
         let seen = h.swarm.traffic();
         assert!(seen.unknown == 0 && seen.appliance.abs_diff(h.sent) < 200, "{seen:?}");
     }
+}
+
+#[test]
+fn a_rack_with_a_host_that_keeps_the_image_needs_nothing_from_outside() {
+    let mut h = hall(3, 12);
+    let all: Vec<u32> = (0..IMAGE).collect();
+    let host = &mut h.nodes[2];
+    (host.host, host.starts, host.done) = (true, TICK, Some(TICK));
+    (host.has, host.log) = (vec![true; IMAGE as usize], all);
+    h.run(|_| {});
+    let ratio = h.ratio(|n, _| n != 2);
+    assert_eq!((h.nodes[2].rack, h.into[1]), (1, 0), "frames over the trunk of its rack");
+    assert!(ratio < 1.1 && Hall::copies(h.sent) <= 1.1, "{ratio}, server {}", Hall::copies(h.sent));
 }
 
 #[test]
