@@ -128,7 +128,7 @@ fn member_now(image: &str, m: &MemberView) -> String {
     let peers = (m.from_peers_bytes * 100).checked_div(sum).unwrap_or(0);
     let follows = m.follows.as_deref().unwrap_or("the appliance");
     let now = match m.state.as_str() {
-        "done" | "left" => String::new(),
+        "done" | "left" | "waits" => String::new(),
         _ => format!(", follows {follows} at {:.1} MB/s", m.rate as f64 / 1e6),
     };
     format!("{image}: {}, {:.0} %{now}; {peers} % of {} MiB from other machines", m.state, m.share * 100.0, sum >> 20)
@@ -161,7 +161,7 @@ fn swarm(s: &SwarmView) -> String {
     let mut table = table(&["MACHINE", "RACK", "STATE", "HAS", "MB/s", "FOLLOWS", "FROM MACHINES"]);
     for m in &s.members {
         let sum = m.from_peers_bytes + m.from_appliance_bytes;
-        let fetching = !matches!(m.state.as_str(), "done" | "left" | "silent");
+        let fetching = !matches!(m.state.as_str(), "done" | "left" | "silent" | "waits");
         table.add_row([
             m.name.clone(),
             m.rack.clone(),

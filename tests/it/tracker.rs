@@ -15,11 +15,11 @@ use rackline::httpd;
 use rackline::image::chunk::{PackOptions, pack};
 use rackline::image::manifest::Boot;
 use rackline::image::{Library, Manifest, SignedManifest, SigningKey};
-use rackline::lifecycle::{Event, Expectation};
-use rackline::link::{Help, SwarmPlan, SwarmReport, SwarmSource};
+use rackline::lifecycle::{AgentSeen, Event, Expectation, State};
+use rackline::link::{Help, Mode, SwarmPlan, SwarmReport, SwarmSource};
 use rackline::machine::{Digest, Firmware, MachineId, Place, Serial};
-use rackline::store::Db;
 use rackline::store::seal::Seal;
+use rackline::store::{self, Db};
 use rackline::swarm::announce::{Answer, announcer, linger};
 use rackline::swarm::plan::Settings;
 use rackline::swarm::tracker::{Host, Hosts, SwarmList, SwarmView, Tracker, Who};
@@ -133,11 +133,15 @@ async fn listen(port: u16) -> std::net::TcpListener {
 impl Appliance {
     /// `uplink`: bytes a second. `ports` of the one before, or 0.
     async fn start(home: &Path, uplink: u64, ports: [u16; 2]) -> Self {
+        Self::helped_by(None, home, uplink, ports).await
+    }
+
+    async fn helped_by(hosts: Option<Hosts>, home: &Path, uplink: u64, ports: [u16; 2]) -> Self {
         let (web, frames) = (listen(ports[0]).await, listen(ports[1]).await);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let addresses = (web.local_addr().unwrap(), frames.local_addr().unwrap());
         let home = home.to_owned();
-        let engine = runtime.spawn(async move { serve(&home, uplink, web, frames).await }).await.unwrap();
+        let engine = runtime.spawn(async move { serve(&home, uplink, hosts, web, frames).await }).await.unwrap();
         Self { engine, web: addresses.0, frames: addresses.1, runtime: Some(runtime) }
     }
 
@@ -174,7 +178,13 @@ impl Appliance {
     }
 }
 
-async fn serve(home: &Path, uplink: u64, web: std::net::TcpListener, frames: std::net::TcpListener) -> Engine {
+async fn serve(
+    home: &Path,
+    uplink: u64,
+    hosts: Option<Hosts>,
+    web: std::net::TcpListener,
+    frames: std::net::TcpListener,
+) -> Engine {
     let seal = Seal::load_or_make(&home.join("site.key")).unwrap();
     let secret = seal.derive("swarm");
     let key = SigningKey::load_or_create(&home.join("signing.key")).unwrap();
@@ -194,7 +204,7 @@ async fn serve(home: &Path, uplink: u64, web: std::net::TcpListener, frames: std
     let frames = TcpListener::from_std(frames).unwrap();
     let port = frames.local_addr().unwrap().port();
     let settings = Settings { uplink: Some(uplink), ..Settings::default() };
-    let tracker = Arc::new(Tracker::new(library, server.clone(), settings, port, secret));
+    let tracker = Arc::new(Tracker::new(library, server.clone(), settings, port, secret).helped_by(hosts));
     tokio::spawn(server.serve(frames, stop.clone()));
     let swarms = api::swarm::Site { engine: engine.clone(), tracker };
     tokio::spawn(api::swarm::watch(swarms.clone(), stop.clone()));
@@ -458,6 +468,8 @@ async fn what_machines_say_is_held_against_what_is_known() {
     assert_eq!(states, ["silent", "fetching"]);
 }
 
+const HOSTS: Hosts = Hosts { upload_limit: 25_000_000, space: 20 << 30 };
+
 /// The planner's side by itself, with hosts that may help.
 struct Hall {
     home: Home,
@@ -470,8 +482,7 @@ impl Hall {
         let key = SigningKey::load_or_create(&home.dir.path().join("signing.key")).unwrap();
         let library = Arc::new(Library::open(&home.dir.path().join("images"), &[key.public()]).unwrap());
         let tracker = Tracker::new(library, Server::new(ServeLimits::default()), Settings::default(), 7070, [7; 32]);
-        let hosts = Hosts { upload_limit: 25_000_000, space: 20 << 30 };
-        Self { home, tracker: Arc::new(tracker.helped_by(Some(hosts))) }
+        Self { home, tracker: Arc::new(tracker.helped_by(Some(HOSTS))) }
     }
 
     fn says(&self, machine: MachineId, rack: &str, host: bool, report: &SwarmReport) -> SwarmPlan {
@@ -551,4 +562,53 @@ async fn hosts_do_not_help_unless_the_site_lets_them() {
     let ask = |token: String| link.http.get(&url).bearer_auth(token).send();
     assert_eq!(ask(link.token.clone()).await.unwrap().status(), 404);
     assert_eq!(ask("0".repeat(64)).await.unwrap().status(), 403);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delivered_host_feeds_its_rack_and_one_that_is_not_is_left_alone() {
+    let home = Home::new();
+    let before = Appliance::start(home.dir.path(), 1 << 30, [0, 0]).await;
+    let mut ids = Vec::new();
+    for name in ["kvm-1", "kvm-2", "kvm-3"] {
+        ids.push(before.expect(name, "A").await);
+    }
+    let ports = before.stop().await;
+    let db = Db::open(home.dir.path()).await.unwrap();
+    for mut machine in db.machines().await.unwrap() {
+        let agent = AgentSeen { mode: Mode::Resident, boot_id: Default::default(), version: "1".into(), at: 0 };
+        machine.agent = (machine.id != ids[2]).then_some(agent);
+        if machine.id == ids[0] {
+            let delivered = serde_json::json!({ "state": "delivered", "checks": [], "passport": {} });
+            machine.state = serde_json::from_value::<State>(delivered).unwrap();
+        }
+        let mut tx = db.write().await.unwrap();
+        store::machines::save(&mut tx, &machine).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+    drop(db);
+
+    let appliance = Appliance::helped_by(Some(HOSTS), home.dir.path(), 1 << 30, ports).await;
+    let links: Vec<Link> = (81..).zip(&ids).map(|(n, id)| Link::new(&appliance, *id, loopback(n))).collect();
+    let ask = |n: usize| {
+        let url = format!("{}?kept={}", links[n].url.replace("/swarm", "/help"), home.digest);
+        links[n].http.get(url).bearer_auth(&links[n].token).timeout(Duration::from_secs(3)).send()
+    };
+    let begins = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        links[2].plan(&home.report()).await
+    };
+    let (delivered, other, new, plan) =
+        tokio::join!(async { ask(0).await?.json::<Help>().await }, ask(1), ask(2), begins);
+    assert_eq!(plan.predecessors, [appliance.frames]);
+    assert_eq!(delivered.unwrap(), Help { manifest: home.digest, upload_limit: 25_000_000, space: 20 << 30 });
+    assert!(other.is_err_and(|e| e.is_timeout()) && new.is_err_and(|e| e.is_timeout()), "only a delivered host helps");
+
+    let frames = home.manifest.chunks.len() as u32;
+    let plan = links[0].plan(&SwarmReport { frames, lacking: 0, port: 4100, ..home.report() }).await;
+    assert!(plan.needed && plan.predecessors.is_empty());
+    let host = SocketAddr::new(loopback(81), 4100);
+    assert_eq!(links[2].plan(&home.report()).await.predecessors, [host, appliance.frames]);
+    let swarm = appliance.swarm().await.unwrap();
+    let states: Vec<_> = swarm.members.iter().map(|m| (m.name.as_str(), m.state.as_str())).collect();
+    assert_eq!(states, [("kvm-1", "done"), ("kvm-3", "fetching")]);
 }

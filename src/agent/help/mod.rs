@@ -35,7 +35,7 @@ const OFF: Duration = Duration::from_secs(600);
 /// It goes when nobody has needed it for so long.
 const IDLE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(1);
-/// The kernel takes the priority of reads and writes from this, too (ioprio_set(2)).
+/// Of each thread, since Linux gives each its own (setpriority(2)). Reads and writes go by it, too (ioprio_set(2)).
 const NICE: i32 = 10;
 
 /// Until `stop`.
@@ -88,7 +88,7 @@ impl Threads {
     fn start() -> Result<Self> {
         let yields = || {
             // Without it this host helps all the same, and no faster than it may.
-            let _ = rustix::process::nice(NICE);
+            let _ = rustix::process::setpriority_process(None, NICE);
         };
         let threads = Builder::new_multi_thread().worker_threads(1).on_thread_start(yields).enable_all().build();
         Ok(Self(Some(threads.or_fail(Kind::Internal, "agent.task", || "no thread can be started")?)))
@@ -198,5 +198,24 @@ async fn fetch(member: &Member, holdings: &Holdings) -> Result<()> {
     match kept {
         true => Ok(()),
         false => Err(Error::conflict("swarm.keep", "this host cannot write the image that it was to keep for others")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_its_own_threads_yield() {
+        let of_thread = || rustix::process::getpriority_process(None).unwrap();
+        let here = of_thread();
+        let threads = Threads::start().unwrap();
+        let runtime = threads.0.as_ref().unwrap();
+        let there = runtime.spawn(async move {
+            let blocking = tokio::task::spawn_blocking(of_thread).await.unwrap();
+            [of_thread(), blocking]
+        });
+        assert_eq!(there.await.unwrap(), [NICE; 2]);
+        assert_eq!(of_thread(), here);
     }
 }

@@ -83,7 +83,8 @@ impl Swarm {
     fn is_a_step(&self, front: MachineId, id: MachineId, after: Option<MachineId>) -> bool {
         let at = |id| self.members.get(&id);
         let (Some(front), Some(member)) = (at(front), at(id)) else { return false };
-        if member.is_done() || front.frames <= member.frames {
+        // What a host gives is limited by the site; it says nothing of those behind it.
+        if member.is_done() || front.host || front.frames <= member.frames {
             return false;
         }
         let rate = if front.is_done() { front.pace.best } else { front.pace.rate };

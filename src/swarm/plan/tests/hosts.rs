@@ -30,6 +30,23 @@ fn a_host_that_has_it_all_stands_before_the_machines_of_its_rack() {
 }
 
 #[test]
+fn a_host_that_may_not_send_fast_is_not_taken_for_slow() {
+    let mut s = swarm();
+    // It had the image fast, and gives it at a twentieth of that.
+    for n in 0..=10 {
+        s.report(u64::from(n) * 1000, &host(9, "a"), &report(n * 10));
+    }
+    for n in 0..20 {
+        let now = 11_000 + u64::from(n) * 1000;
+        s.report(now, &host(9, "a"), &report(FRAMES));
+        for m in [1, 2, 3] {
+            s.report(now, &who(m, "a"), &SwarmReport { bytes: u64::from(n) * 500, ..report(n / 2) });
+        }
+    }
+    assert!(s.members().all(|m| m.standing == Standing::Line), "{:?}", s.notes());
+}
+
+#[test]
 fn the_first_host_of_a_line_leaves_the_appliance_nothing_to_do() {
     let mut s = swarm();
     s.report(0, &host(9, "a"), &report(FRAMES));
