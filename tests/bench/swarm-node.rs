@@ -175,7 +175,8 @@ async fn plan(
     Extension(Reached(reached)): Extension<Reached>,
     Json(report): Json<SwarmReport>,
 ) -> std::result::Result<Json<SwarmPlan>, StatusCode> {
-    let who = Who { machine: asks.machine, rack: asks.rack.into(), address: peer.ip().to_canonical(), reached };
+    let (machine, rack, address) = (asks.machine, asks.rack.into(), peer.ip().to_canonical());
+    let who = Who { machine, rack, address, reached, host: false };
     tracker.report(&who, &report).map(Json).map_err(|_| StatusCode::NOT_FOUND)
 }
 
