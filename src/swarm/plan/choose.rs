@@ -43,10 +43,11 @@ impl Swarm {
             return self.lines.earlier_heads(id).take(STANDBYS).collect();
         }
         // A newcomer gets what is arriving now first, and what came before it only at the end. Who lacks less than half of
-        // what the newcomer lacks is sooner done if it shares somebody further up with it than if it waits for it.
+        // what the newcomer lacks is sooner done if it shares somebody further up with it than if it waits for it. Near the
+        // end everybody looks like that, since the other one's report is up to a second older.
         let newcomer = |other: &Member| {
             let lacks = self.frames.saturating_sub(other.frames);
-            member.leaf.is_none() && u64::from(member.lacking) * 2 < u64::from(lacks)
+            member.leaf.is_none() && lacks > self.frames / 8 && u64::from(member.lacking) * 2 < u64::from(lacks)
         };
         let (mut found, mut behind) = (Vec::new(), Vec::new());
         for _ in 0..FAR {

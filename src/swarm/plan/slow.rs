@@ -90,9 +90,16 @@ impl Swarm {
         let rate = if front.is_done() { front.pace.best } else { front.pace.rate };
         let allowed = rate.min(self.settings.upload_limit.unwrap_or(u64::MAX));
         let share = allowed / if self.leaf_of(front.machine).is_some() { 2 } else { 1 };
-        let as_slow = |after: &Member| !after.is_done() && after.pace.rate <= member.pace.rate + member.pace.rate / 4;
+        // Bytes are counted by whole frames, of which a slow one gets one or two in a window: one more is chance.
+        let alike = member.pace.rate + (member.pace.rate / 4).max(self.one_frame());
+        let as_slow = |after: &Member| !after.is_done() && after.pace.rate <= alike;
         let held_up = after.and_then(at).is_none_or(as_slow);
         member.pace.rate.saturating_mul(2) < share && held_up
+    }
+
+    /// The rate of one frame in a window.
+    fn one_frame(&self) -> u64 {
+        self.data_size / u64::from(self.frames.max(1)) * 1000 / WINDOW
     }
 
     fn blame(&mut self, now: Millis, front: MachineId, id: MachineId) {

@@ -97,6 +97,31 @@ fn who_comes_later_gets_from_the_first_what_that_has() {
 }
 
 #[test]
+fn near_the_end_nobody_changes_places_because_of_an_older_report() {
+    let mut s = swarm();
+    joined(&mut s, &[(1, "a"), (2, "a"), (3, "a")]);
+    follows(&mut s, 100, 1, "a", 99);
+    follows(&mut s, 100, 2, "a", 94);
+    assert_eq!(follows(&mut s, 900, 3, "a", 98), [address(2), address(1), APPLIANCE]);
+    follows(&mut s, 1000, 2, "a", 40);
+    assert_eq!(follows(&mut s, 1100, 3, "a", 98), [address(1), address(2), APPLIANCE], "but 2 has long to go");
+}
+
+#[test]
+fn whole_frames_do_not_hide_a_slow_one() {
+    let mut s = swarm();
+    joined(&mut s, &[(1, "a"), (2, "a"), (3, "a"), (4, "a"), (5, "a")]);
+    // 3 and those behind it get three frames in two seconds, so by turns one and two.
+    for (second, few) in (1..).zip([1, 3, 4]) {
+        for n in 1..=5 {
+            follows(&mut s, second * 1000, n, "a", if n < 3 { second as u32 * 6 } else { few });
+        }
+    }
+    let slow: Vec<_> = s.members().filter(|m| m.standing == Standing::Leaf(Why::Slow)).map(|m| m.machine).collect();
+    assert_eq!(slow, [machine(3)]);
+}
+
+#[test]
 fn silence_of_the_appliance_is_nobodys_fault() {
     let mut s = swarm();
     joined(&mut s, &[(1, "a"), (2, "a")]);
