@@ -74,8 +74,9 @@ pub async fn run(args: Args) -> Result<()> {
         }
         Command::Show { machine } => {
             let view: MachineView = client.get(&path(&machine, "")).await?;
-            let swarms: SwarmList = client.get("/api/v1/swarm").await?;
-            show::print(args.json, &view, || show::machine(&view, &swarms));
+            // One more line for people; the machine is shown without it, too.
+            let swarms: Option<SwarmList> = if args.json { None } else { client.get("/api/v1/swarm").await.ok() };
+            show::print(args.json, &view, || show::machine(&view, swarms.as_ref()));
         }
         Command::Events { machine } => {
             let mut events: Vec<EventView> = Vec::new();

@@ -55,9 +55,9 @@ pub fn machines(list: &[MachineView]) -> String {
     table.to_string()
 }
 
-pub fn machine(m: &MachineView, swarms: &SwarmList) -> String {
+pub fn machine(m: &MachineView, swarms: Option<&SwarmList>) -> String {
     let mut lines = vec![machines(std::slice::from_ref(m)), String::new()];
-    for swarm in &swarms.swarms {
+    for swarm in swarms.iter().flat_map(|list| &list.swarms) {
         if let Some(member) = swarm.members.iter().find(|member| member.machine == m.id) {
             lines.extend([member_now(&swarm.name, member), String::new()]);
         }
