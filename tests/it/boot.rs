@@ -10,7 +10,7 @@ use rackline::boot::Stage;
 use rackline::boot::firmware::Files;
 use rackline::store::lease::LeaseState;
 
-use crate::net::{Appliance, Net, Running, can_run, inside, leases, run, udhcpc_script, until};
+use crate::net::{Appliance, Net, Running, can_run, inside, leases, receive, run, udhcpc_script, until};
 use crate::wire::{Tap, keep};
 
 #[test]
@@ -105,7 +105,7 @@ fn exchange(socket: &UdpSocket, messages: &[Vec<u8>]) -> Vec<(u8, Ipv4Addr, u8)>
     let mut buffer = [0; 1500];
     let mut answers = Vec::new();
     while answers.len() < messages.len() {
-        let (length, _) = socket.recv_from(&mut buffer).unwrap();
+        let (length, _) = receive(socket, &mut buffer).unwrap();
         assert!(length >= 300);
         let address = <[u8; 4]>::try_from(&buffer[16..20]).unwrap();
         answers.push((buffer[33], Ipv4Addr::from(address), buffer[242]));
@@ -187,7 +187,7 @@ fn nothing_is_answered_on_other_interfaces() {
     socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     socket.send_to(&discover(1), "10.99.0.255:67").unwrap();
     socket.send_to(b"\0\x01small\0octet\0", "10.99.0.1:69").unwrap();
-    assert!(socket.recv(&mut [0; 1500]).is_err());
+    assert!(receive(&socket, &mut [0; 1500]).is_err());
     net.client_address("10.77.0.9/16");
     assert_eq!(exchange(&socket, &[discover(1)])[0].2, 2, "the same packet on the right interface");
 }

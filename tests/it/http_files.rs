@@ -181,9 +181,12 @@ impl Client {
 
     /// Whether the server ended the connection, as it should.
     fn ended(&mut self) -> bool {
-        match self.0.read(&mut [0; 16]) {
-            Ok(n) => n == 0,
-            Err(e) => e.kind() == ErrorKind::ConnectionReset,
+        loop {
+            match self.0.read(&mut [0; 16]) {
+                Ok(n) => return n == 0,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return e.kind() == ErrorKind::ConnectionReset,
+            }
         }
     }
 }

@@ -55,6 +55,17 @@ pub struct Net {
     dir: tempfile::TempDir,
 }
 
+/// What comes next, or the end of the socket's patience. Signals (a child that ended, in another test) interrupt a wait with a
+/// time-out even where handlers ask for a restart: signal(7).
+pub fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> std::io::Result<(usize, SocketAddr)> {
+    loop {
+        match socket.recv_from(buffer) {
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
 impl Net {
     pub fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);

@@ -8,7 +8,7 @@ use rackline::boot::Stage;
 use rackline::boot::config::BootConfig;
 use rackline::boot::firmware::Files;
 
-use crate::net::{Appliance, CONFIG, Net, Running, can_run, run, until};
+use crate::net::{Appliance, CONFIG, Net, Running, can_run, receive, run, until};
 
 /// A DISCOVER with the broadcast flag, as any client might send it.
 fn discover(mac_end: u8) -> Vec<u8> {
@@ -27,7 +27,7 @@ fn offered(socket: &UdpSocket, mac_end: u8, wait: Duration) -> Option<Ipv4Addr> 
     let mut buffer = [0; 1500];
     socket.set_read_timeout(Some(wait)).unwrap();
     loop {
-        let length = socket.recv(&mut buffer).ok()?;
+        let (length, _) = receive(socket, &mut buffer).ok()?;
         let packet = &buffer[..length];
         if packet[4..8] == [9, 9, 9, mac_end] {
             return Some(Ipv4Addr::new(packet[16], packet[17], packet[18], packet[19]));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rackline::boot::firmware::Files;
 
-use crate::net::{Appliance, Net, can_run, inside, run, until};
+use crate::net::{Appliance, Net, can_run, inside, receive, run, until};
 
 const SERVER: &str = "10.77.0.1:69";
 
@@ -118,12 +118,12 @@ fn link_local(ns: &str, link: &str) -> Option<IpAddr> {
 
 fn ask(socket: &UdpSocket, server: SocketAddr, request: &[u8]) -> (Vec<u8>, SocketAddr) {
     socket.send_to(request, server).unwrap();
-    receive(socket)
+    answer(socket)
 }
 
-fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+fn answer(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let mut buffer = vec![0; 65536];
-    let (length, from) = socket.recv_from(&mut buffer).unwrap();
+    let (length, from) = receive(socket, &mut buffer).unwrap();
     buffer.truncate(length);
     (buffer, from)
 }
@@ -134,7 +134,7 @@ fn fetch(socket: &UdpSocket, request: &[u8], window: usize, lose: &[usize]) -> V
     let (mut file, mut expected, mut held, mut arrived) = (Vec::new(), 1u16, 0, 0);
     let block_size = if request.windows(7).any(|w| w == b"blksize") { 1468 } else { 512 };
     loop {
-        let (packet, from) = receive(socket);
+        let (packet, from) = answer(socket);
         arrived += 1;
         if lose.contains(&(arrived - 1)) {
             continue;
@@ -253,7 +253,7 @@ fn size_probes_and_repeated_requests() {
     let (second, again) = ask(&socket, server, probe);
     assert_eq!((&first, from), (&second, again), "one transfer, not two");
     socket.send_to(&[0, 4, 0, 0], from).unwrap();
-    assert_eq!(receive(&socket), (b"\0\x03\0\x01hello\nworld".to_vec(), from));
+    assert_eq!(answer(&socket), (b"\0\x03\0\x01hello\nworld".to_vec(), from));
     // Repeated later than that, it is a new beginning, on a port of its own.
     let (_, new) = ask(&socket, server, probe);
     assert_ne!(new, from);
@@ -372,11 +372,11 @@ fn strangers_have_no_say() {
         for packet in [&[0, 4, 0, 0][..], b"\0\x05\0\0end\0"] {
             stranger.send_to(packet, from).unwrap();
         }
-        assert!(stranger.recv(&mut [0; 600]).is_err(), "an answer to the wrong machine");
+        assert!(receive(stranger, &mut [0; 600]).is_err(), "an answer to the wrong machine");
     }
     for (ack, data) in [(0, &b"\0\x03\0\x01hello\nwo"[..]), (1, b"\0\x03\0\x02rld")] {
         socket.send_to(&[0, 4, 0, ack], from).unwrap();
-        assert_eq!(receive(&socket), (data.to_vec(), from));
+        assert_eq!(answer(&socket), (data.to_vec(), from));
     }
     socket.send_to(&[0, 4, 0, 2], from).unwrap();
     until("the transfer to be complete", || (appliance.count("tftp-complete") == 1).then_some(()));
@@ -420,7 +420,7 @@ fn thousands_at_once_and_a_flood() {
     for (client, (_, from)) in clients.iter().zip(answers) {
         for (ack, data) in [(0, &b"\0\x03\0\x01hello\nwo"[..]), (1, b"\0\x03\0\x02rld")] {
             client.send_to(&[0, 4, 0, ack], from).unwrap();
-            assert_eq!(receive(client), (data.to_vec(), from));
+            assert_eq!(answer(client), (data.to_vec(), from));
         }
         client.send_to(&[0, 4, 0, 2], from).unwrap();
     }
