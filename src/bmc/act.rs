@@ -15,7 +15,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{Answer, Bmc, BootDevice, BootOverride, BootSeen, ChassisState, Command, Outcome, Power, PowerAction};
+use super::{
+    AddressFrom, Answer, BiosAttributes, Bmc, BootDevice, BootOverride, BootSeen, ChassisState, Command, Outcome,
+    Power, PowerAction, SetNetwork,
+};
 use crate::error::{Error, Result};
 
 #[derive(Debug, Clone, Copy)]
@@ -34,16 +37,44 @@ impl Default for Limits {
     }
 }
 
-pub async fn perform<B: Bmc>(bmc: &mut B, command: Command, limits: &Limits) -> Result<Answer> {
+pub async fn perform<B: Bmc>(bmc: &mut B, command: &Command, limits: &Limits) -> Result<Answer> {
     match command {
         Command::PowerStatus => Ok(Answer::PowerStatus(bmc.chassis().await?)),
-        Command::Power { action } => power(bmc, action, limits).await,
-        Command::SetBoot(wanted) => set_boot(bmc, wanted).await,
+        Command::Power { action } => power(bmc, *action, limits).await,
+        Command::SetBoot(wanted) => set_boot(bmc, *wanted).await,
         Command::Boot => Ok(Answer::Boot { seen: bmc.boot().await? }),
         Command::Sensors => Ok(Answer::Sensors { sensors: bmc.sensors().await? }),
-        Command::Identify { seconds } => identify(bmc, seconds).await,
+        Command::Identify { seconds } => identify(bmc, *seconds).await,
         Command::Info => Ok(Answer::Info(bmc.info().await?)),
+        Command::Log { after } => Ok(Answer::Log(bmc.log(after.as_deref()).await?)),
+        Command::ClearLog { last } => clear_log(bmc, last).await,
+        Command::SetClock => set_clock(bmc).await,
+        Command::Parts => Ok(Answer::Parts { parts: bmc.parts().await? }),
+        Command::Users => Ok(Answer::Users { users: bmc.users().await? }),
+        Command::SetPassword { user, password } => {
+            bmc.set_password(user, password).await?;
+            done("the password is set", unconfirmed("the next log-in shows it"))
+        }
+        Command::Network => Ok(Answer::Network(bmc.network().await?)),
+        Command::SetNetwork(wanted) => set_network(bmc, wanted).await,
+        Command::ResetBmc { cold } => {
+            bmc.reset_bmc(*cold).await?;
+            done("the BMC starts anew", unconfirmed("it cannot be asked until it is back"))
+        }
+        Command::Bios => Ok(Answer::Bios(bmc.bios().await?)),
+        Command::SetBios { attributes } => set_bios(bmc, attributes).await,
+        Command::BootOrder => Ok(Answer::BootOrder { order: bmc.boot_order().await? }),
+        Command::SetBootOrder { order } => set_boot_order(bmc, order).await,
+        Command::Components => Ok(Answer::Components { components: bmc.components().await? }),
+        Command::Update(update) => {
+            bmc.update(update).await?;
+            done("the image is in place", unconfirmed("the versions show what runs, some only after a reboot"))
+        }
     }
+}
+
+fn done(what: &str, outcome: Outcome) -> Result<Answer> {
+    Ok(Answer::Done { what: what.to_owned(), outcome })
 }
 
 fn unconfirmed(why: &str) -> Outcome {
@@ -199,6 +230,82 @@ async fn identify<B: Bmc>(bmc: &mut B, seconds: u8) -> Result<Answer> {
         None => unconfirmed("the BMC does not show the state of its light"),
     };
     Ok(Answer::Identify { seconds, outcome })
+}
+
+/// What came since the caller has read it was saved by nobody: then it stays.
+async fn clear_log<B: Bmc>(bmc: &mut B, last: &str) -> Result<Answer> {
+    let newer = bmc.log(Some(last)).await?.entries;
+    if let Some(entry) = newer.first() {
+        let message = format!("{} has written entry {} since the log was read", bmc.whose(), entry.id);
+        return Err(Error::conflict("bmc.log-newer", message).hint("read and save the log again, then clear it"));
+    }
+    bmc.clear_log(last).await?;
+    let left = bmc.log(None).await?.entries;
+    // The clearing itself is an entry on most BMCs.
+    match left.iter().any(|entry| entry.id == last) && left.len() > 1 {
+        true => {
+            Err(not_applied(bmc.whose(), "the order to clear its log", format!("it still has {} entries", left.len())))
+        }
+        false => done("the log is empty", Outcome::Confirmed),
+    }
+}
+
+/// A BMC's clock is right when it is within this of ours, seconds; more would mislead whoever compares its log with another.
+const CLOCK_WITHIN: i64 = 5;
+
+async fn set_clock<B: Bmc>(bmc: &mut B) -> Result<Answer> {
+    bmc.set_clock().await?;
+    match bmc.log(None).await?.clock {
+        Some(clock) if clock.ahead_seconds.abs() <= CLOCK_WITHIN => done("the clock is set", Outcome::Confirmed),
+        Some(clock) => {
+            Err(not_applied(bmc.whose(), "the time", format!("its clock is {} s ahead", clock.ahead_seconds)))
+        }
+        None => done("the clock is set", unconfirmed("the BMC does not show its clock")),
+    }
+}
+
+async fn set_network<B: Bmc>(bmc: &mut B, wanted: &SetNetwork) -> Result<Answer> {
+    bmc.set_network(wanted).await?;
+    let Some(AddressFrom::Static { address, .. }) = &wanted.address else {
+        return done("the network settings are sent", unconfirmed("the address that it gets shows it"));
+    };
+    match bmc.network().await {
+        Ok(seen) if seen.address == Some(*address) => done("the network settings are there", Outcome::Confirmed),
+        Ok(seen) => {
+            let has = seen.address.map_or("none".to_owned(), |a| a.to_string());
+            Err(not_applied(bmc.whose(), "the address", format!("it has {has}")))
+        }
+        Err(_) => done("the network settings are sent", unconfirmed("it does not answer at its old address any more")),
+    }
+}
+
+async fn set_bios<B: Bmc>(bmc: &mut B, attributes: &BiosAttributes) -> Result<Answer> {
+    bmc.set_bios(attributes).await?;
+    let bios = bmc.bios().await?;
+    let has = |name: &String| bios.pending.get(name).or_else(|| bios.now.get(name));
+    let lost: Vec<&str> =
+        attributes.iter().filter(|(name, value)| has(name) != Some(value)).map(|(name, _)| name.as_str()).collect();
+    match lost.is_empty() {
+        true => done("the settings are there, or wait for the next boot", Outcome::Confirmed),
+        false => Err(not_applied(bmc.whose(), "the settings", format!("it does not show {}", lost.join(", ")))),
+    }
+}
+
+async fn set_boot_order<B: Bmc>(bmc: &mut B, order: &[String]) -> Result<Answer> {
+    if bmc.boot_order().await?.starts_with(order) {
+        return done("the boot order was so already", Outcome::Confirmed);
+    }
+    bmc.set_boot_order(order).await?;
+    let seen = bmc.boot_order().await?;
+    match seen.starts_with(order) {
+        true => done("the boot order is set", Outcome::Confirmed),
+        false => done("the boot order is sent", unconfirmed("the BMC shows it only after the next boot")),
+    }
+}
+
+fn not_applied(whose: &str, took: &str, but: String) -> Error {
+    Error::refused("bmc.not-applied", format!("{whose} took {took}, but {but}"))
+        .hint("ask again; if this lasts, restart the BMC or update its firmware")
 }
 
 #[cfg(test)]

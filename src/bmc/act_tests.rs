@@ -41,7 +41,7 @@ impl Fake {
 
     async fn run(&mut self, command: Command) -> Result<Answer> {
         let brief = Duration::from_millis(5);
-        perform(self, command, &Limits { confirm: brief, cycle: brief, look: Duration::from_millis(1) }).await
+        perform(self, &command, &Limits { confirm: brief, cycle: brief, look: Duration::from_millis(1) }).await
     }
 
     async fn power(&mut self, action: PowerAction) -> (Power, bool, Outcome) {

@@ -15,16 +15,19 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::act::{Limits, perform};
 use super::ipmi::{Ipmi, Records};
 use super::rmcp::{Pace, Session, Suite, whose};
-use super::{Access, Answer, Command};
+use super::{Access, Answer, Command, Protocol};
 use crate::error::{Error, Result};
 
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     pub pace: Pace,
     pub limits: Limits,
-    /// For one command, from its turn on; [`Command::Sensors`] has [`Settings::sensors`].
+    /// For one command, from its turn on.
     pub command: Duration,
-    pub sensors: Duration,
+    /// For those that read a lot: sensors, logs, parts.
+    pub long: Duration,
+    /// For a firmware update, which some BMCs take half an hour for.
+    pub update: Duration,
     /// For its turn.
     pub turn: Duration,
     /// Below the 60 s after which a BMC drops a session by itself (section 6.12.15).
@@ -41,11 +44,22 @@ impl Default for Settings {
             pace: Pace::default(),
             limits: Limits::default(),
             command: Duration::from_secs(40),
-            sensors: Duration::from_secs(120),
+            long: Duration::from_secs(120),
+            update: Duration::from_secs(3600),
             turn: Duration::from_secs(120),
             idle: Duration::from_secs(20),
             keep: 256,
             parallel: 256,
+        }
+    }
+}
+
+impl Settings {
+    fn allowed(&self, command: &Command) -> Duration {
+        match command {
+            Command::Sensors | Command::Log { .. } | Command::Parts | Command::Components => self.long,
+            Command::Update(_) => self.update,
+            _ => self.command,
         }
     }
 }
@@ -121,36 +135,39 @@ impl Fleet {
     /// Runs one command: look, act, read back. Waits for its turn with this BMC first.
     pub async fn run(&self, access: &Access, command: Command) -> Result<Answer> {
         let settings = &self.inner.settings;
-        let slot = lock(&self.inner.slots).entry(access.address).or_default().clone();
+        let (Some(key), Some((_, address))) = (access.doors.key(), access.doors.way()) else {
+            return Err(Error::config("bmc.unknown", "a BMC has no address"));
+        };
+        let slot = lock(&self.inner.slots).entry(key).or_default().clone();
         let busy = |_| {
-            Error::unreachable("bmc.busy", format!("{} is still busy with earlier commands", whose(access.address)))
+            Error::unreachable("bmc.busy", format!("{} is still busy with earlier commands", whose(address)))
                 .hint("ask again in a minute")
         };
         let mut slot = timeout(settings.turn, slot.lock_owned()).await.map_err(busy)?;
-        slot.may_try(access)?;
+        slot.may_try(access, address)?;
         let _place = timeout(settings.turn, self.inner.parallel.clone().acquire_owned()).await.map_err(busy)?;
         let result = self.attend(&mut slot, access, command).await;
         slot.note(access, &result);
-        self.put_back(slot, access.address).await;
+        self.put_back(slot, key).await;
         result
     }
 
     async fn attend(&self, slot: &mut Slot, access: &Access, command: Command) -> Result<Answer> {
         let settings = &self.inner.settings;
-        let allowed = if command == Command::Sensors { settings.sensors } else { settings.command };
+        let allowed = settings.allowed(&command);
         let deadline = Instant::now() + allowed;
         let reused = slot.reuse(access, settings, deadline).await;
         if !reused {
             slot.open(access, settings, deadline).await?;
         }
-        let result = slot.perform(command, &settings.limits).await;
+        let result = slot.perform(&command, &settings.limits).await;
         match result {
             // Silence in a session from before says that the BMC has dropped it, or was restarted: once more, in a new
             // one. Nothing was done yet, since nothing was heard.
             Err(e) if reused && e.code() == "bmc.unreachable" && !slot.heard() => {
                 slot.session = None;
                 slot.open(access, settings, deadline).await?;
-                slot.perform(command, &settings.limits).await
+                slot.perform(&command, &settings.limits).await
             }
             result => result,
         }
@@ -202,14 +219,20 @@ impl Slot {
     }
 
     async fn open(&mut self, access: &Access, settings: &Settings, deadline: Instant) -> Result<()> {
-        let opened = Session::open(access, settings.pace, self.suite, deadline).await;
+        let opened = match access.doors.way() {
+            Some((Protocol::Ipmi, address)) => {
+                Session::open(access, address, settings.pace, self.suite, deadline).await
+            }
+            _ => Err(Error::refused("bmc.unsupported", "Redfish is not spoken by this release")
+                .hint("give the BMC's IPMI address")),
+        };
         // The suites of a BMC change with its settings and its firmware.
         self.suite = opened.as_ref().ok().map(Session::suite);
         self.session = Some((opened?, access.clone()));
         Ok(())
     }
 
-    async fn perform(&mut self, command: Command, limits: &Limits) -> Result<Answer> {
+    async fn perform(&mut self, command: &Command, limits: &Limits) -> Result<Answer> {
         let Some((session, _)) = &mut self.session else {
             return Err(Error::internal("bmc.session", "a command without a session"));
         };
@@ -227,8 +250,8 @@ impl Slot {
     }
 
     /// Refuses at once what would lock the account, or wait for a BMC that is known to be silent.
-    fn may_try(&self, access: &Access) -> Result<()> {
-        let name = whose(access.address);
+    fn may_try(&self, access: &Access, address: SocketAddr) -> Result<()> {
+        let name = whose(address);
         if let Some(refused) = &self.refused
             && refused.times >= REFUSALS_MAX
             && refused.access == *access
@@ -243,7 +266,7 @@ impl Slot {
             return Err(Error::unreachable("bmc.unreachable", message).hint(format!(
                 "it is asked again in {} s; check the cable and the address: ping {}",
                 left.as_secs() + 1,
-                access.address.ip()
+                address.ip()
             )));
         }
         Ok(())
@@ -309,40 +332,37 @@ async fn close_idle(fleet: Weak<Inner>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bmc::Doors;
+
+    const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 623);
 
     #[test]
     fn a_command_can_be_spawned() {
         fn is_send(_: impl Send) {}
         let fleet = Fleet::new(Settings::default());
-        let access = Access {
-            address: ([127, 0, 0, 1], 623).into(),
-            user: String::new(),
-            password: crate::machine::Secret::new(""),
-        };
+        let access =
+            Access { doors: Doors::ipmi(ADDRESS), user: String::new(), password: crate::machine::Secret::new("") };
         is_send(fleet.run(&access, Command::Sensors));
     }
 
     #[test]
     fn a_bmc_is_left_alone_after_three_silences_and_longer_each_time() {
-        let access = Access {
-            address: ([127, 0, 0, 1], 623).into(),
-            user: "a".into(),
-            password: crate::machine::Secret::new("b"),
-        };
+        let access =
+            Access { doors: Doors::ipmi(ADDRESS), user: "a".into(), password: crate::machine::Secret::new("b") };
         let mut slot = Slot::default();
         let silence = || Err(Error::unreachable("bmc.unreachable", "no answer"));
         for _ in 0..2 {
             slot.note(&access, &silence());
-            assert!(slot.may_try(&access).is_ok());
+            assert!(slot.may_try(&access, ADDRESS).is_ok());
         }
         let mut pauses = Vec::new();
         for _ in 0..6 {
             slot.note(&access, &silence());
-            assert_eq!(slot.may_try(&access).unwrap_err().code(), "bmc.unreachable");
+            assert_eq!(slot.may_try(&access, ADDRESS).unwrap_err().code(), "bmc.unreachable");
             pauses.push(slot.left_alone_until.unwrap().duration_since(Instant::now()).as_secs_f64().round());
         }
         assert_eq!(pauses, [5.0, 10.0, 20.0, 40.0, 60.0, 60.0]);
         slot.note(&access, &Err(Error::refused("bmc.refused", "it speaks")));
-        assert!(slot.may_try(&access).is_ok());
+        assert!(slot.may_try(&access, ADDRESS).is_ok());
     }
 }

@@ -9,176 +9,98 @@
 //! after. [`Bmc`] is what a protocol has to offer for that; IPMI 2.0 over the network ([`ipmi`], [`rmcp`]) is the first.
 
 pub mod act;
+pub mod command;
 pub mod fleet;
 pub mod ipmi;
 pub mod rmcp;
 
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+pub use command::{
+    AddressFrom, Answer, Bios, BiosAttributes, BootDevice, BootOverride, BootSeen, ChassisState, Clock, Command,
+    Component, Fault, Info, Log, LogEntry, Network, Outcome, Part, Power, Sensor, SetNetwork, Severity, Update,
+    UpdateFrom, User,
+};
 pub use fleet::{Fleet, Settings};
 
-use crate::error::Result;
-use crate::ipmi::sensor::Level;
-use crate::machine::{Firmware, MacAddr, PowerAction, Secret};
+use crate::error::{Error, Result};
+use crate::machine::{PowerAction, Secret};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    Ipmi,
+    Redfish,
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Protocol::Ipmi => "IPMI",
+            Protocol::Redfish => "Redfish",
+        })
+    }
+}
+
+/// Where a BMC answers, by what: UDP for IPMI, TLS for Redfish. One of them at least; a command goes through one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Doors {
+    pub ipmi: Option<SocketAddr>,
+    pub redfish: Option<SocketAddr>,
+    /// Which to take where there are both.
+    pub first: Protocol,
+}
+
+impl Doors {
+    pub fn ipmi(address: SocketAddr) -> Self {
+        Self { ipmi: Some(address), redfish: None, first: Protocol::Ipmi }
+    }
+
+    pub fn redfish(address: SocketAddr) -> Self {
+        Self { ipmi: None, redfish: Some(address), first: Protocol::Redfish }
+    }
+
+    fn by(&self, protocol: Protocol) -> Option<(Protocol, SocketAddr)> {
+        let address = match protocol {
+            Protocol::Ipmi => self.ipmi,
+            Protocol::Redfish => self.redfish,
+        };
+        address.map(|address| (protocol, address))
+    }
+
+    /// The way in; `None` where there is no door at all.
+    pub fn way(&self) -> Option<(Protocol, SocketAddr)> {
+        let other = match self.first {
+            Protocol::Ipmi => Protocol::Redfish,
+            Protocol::Redfish => Protocol::Ipmi,
+        };
+        self.by(self.first).or_else(|| self.by(other))
+    }
+
+    /// The same BMC through the other door, where it has one.
+    pub fn other(&self) -> Option<Self> {
+        let first = match self.way()?.0 {
+            Protocol::Ipmi => Protocol::Redfish,
+            Protocol::Redfish => Protocol::Ipmi,
+        };
+        self.by(first).map(|_| Self { first, ..*self })
+    }
+
+    /// What the BMC goes by among all of the site: the same through whichever door.
+    pub fn key(&self) -> Option<SocketAddr> {
+        self.ipmi.or(self.redfish)
+    }
+}
 
 /// How to reach and enter a BMC.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Access {
-    pub address: SocketAddr,
+    pub doors: Doors,
     pub user: String,
     pub password: Secret,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Power {
-    On,
-    Off,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BootDevice {
-    /// No override: the order that the firmware has set.
-    None,
-    Network,
-    Disk,
-}
-
-/// A boot override that is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BootOverride {
-    pub device: BootDevice,
-    pub firmware: Firmware,
-    /// For every boot from now on, not only the next.
-    pub persistent: bool,
-}
-
-/// A boot override as the BMC tells it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BootSeen {
-    /// `None`: one that is not among ours, such as a CD or the set-up screen.
-    pub device: Option<BootDevice>,
-    pub firmware: Firmware,
-    pub persistent: bool,
-    /// Whether the firmware will follow it.
-    pub valid: bool,
-}
-
-/// Whether an effect was seen afterwards.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "outcome", rename_all = "snake_case")]
-pub enum Outcome {
-    Confirmed,
-    /// Accepted, but the BMC cannot show that it came about.
-    Unconfirmed {
-        why: String,
-    },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChassisState {
-    pub power: Power,
-    /// The BMC reports a fault of the main power, of its control, an overload or an open interlock.
-    pub fault: Option<Fault>,
-    /// State of the identify light, where the BMC tells.
-    pub identify: Option<bool>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Fault {
-    Power,
-    Control,
-    Overload,
-    Interlock,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Sensor {
-    pub name: String,
-    /// `temperature`, `fan`, `power supply` …
-    pub kind: String,
-    /// `None` for sensors with states only, and where the BMC has no reading now.
-    pub value: Option<f64>,
-    /// `°C`, `RPM`, `W`, `V` …; empty where there is none.
-    pub unit: String,
-    /// Against the thresholds, for sensors that have them.
-    pub level: Option<Level>,
-    /// States that are asserted, one bit each, for sensors without thresholds.
-    pub states: Option<u16>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Info {
-    /// How it is spoken to: `IPMI 2.0, cipher suite 17`.
-    pub protocol: String,
-    pub firmware: String,
-    /// Name, or the IANA enterprise number where the name is not known here.
-    pub manufacturer: String,
-    pub product: u16,
-    /// The 16 bytes as the BMC sends them; their order differs between makers.
-    pub guid: Option<uuid::Uuid>,
-    pub address: Option<IpAddr>,
-    pub mac: Option<MacAddr>,
-    /// Where the address is from: `static`, `DHCP` …
-    pub address_source: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "snake_case")]
-pub enum Command {
-    PowerStatus,
-    Power {
-        action: PowerAction,
-    },
-    SetBoot(BootOverride),
-    Boot,
-    Sensors,
-    /// The light is on for so many seconds; 0 turns it off.
-    Identify {
-        seconds: u8,
-    },
-    Info,
-}
-
-/// What came of a command; kept as an event.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "answer", rename_all = "snake_case")]
-pub enum Answer {
-    PowerStatus(ChassisState),
-    Power {
-        action: PowerAction,
-        before: Power,
-        after: Power,
-        /// False where it was so already.
-        acted: bool,
-        #[serde(flatten)]
-        outcome: Outcome,
-    },
-    SetBoot {
-        wanted: BootOverride,
-        seen: Option<BootSeen>,
-        acted: bool,
-        #[serde(flatten)]
-        outcome: Outcome,
-    },
-    /// `None` where the BMC cannot tell.
-    Boot {
-        seen: Option<BootSeen>,
-    },
-    Sensors {
-        sensors: Vec<Sensor>,
-    },
-    Identify {
-        seconds: u8,
-        #[serde(flatten)]
-        outcome: Outcome,
-    },
-    Info(Info),
 }
 
 /// What a protocol offers; each call is one look or one act, without judgement.
@@ -193,4 +115,85 @@ pub trait Bmc: Send {
     fn set_boot(&mut self, wanted: BootOverride) -> impl Future<Output = Result<()>> + Send;
     fn sensors(&mut self) -> impl Future<Output = Result<Vec<Sensor>>> + Send;
     fn info(&mut self) -> impl Future<Output = Result<Info>> + Send;
+
+    // What not every protocol or BMC has.
+
+    fn log(&mut self, _after: Option<&str>) -> impl Future<Output = Result<Log>> + Send {
+        let refused = unsupported(self.whose(), "its event log");
+        async move { Err(refused) }
+    }
+
+    fn clear_log(&mut self, _last: &str) -> impl Future<Output = Result<()>> + Send {
+        let refused = unsupported(self.whose(), "to clear its event log");
+        async move { Err(refused) }
+    }
+
+    fn set_clock(&mut self) -> impl Future<Output = Result<()>> + Send {
+        let refused = unsupported(self.whose(), "to set its clock");
+        async move { Err(refused) }
+    }
+
+    fn parts(&mut self) -> impl Future<Output = Result<Vec<Part>>> + Send {
+        let refused = unsupported(self.whose(), "the data of its parts");
+        async move { Err(refused) }
+    }
+
+    fn users(&mut self) -> impl Future<Output = Result<Vec<User>>> + Send {
+        let refused = unsupported(self.whose(), "its users");
+        async move { Err(refused) }
+    }
+
+    fn set_password(&mut self, _user: &str, _password: &Secret) -> impl Future<Output = Result<()>> + Send {
+        let refused = unsupported(self.whose(), "to change a password");
+        async move { Err(refused) }
+    }
+
+    fn network(&mut self) -> impl Future<Output = Result<Network>> + Send {
+        let refused = unsupported(self.whose(), "its network settings");
+        async move { Err(refused) }
+    }
+
+    fn set_network(&mut self, _wanted: &SetNetwork) -> impl Future<Output = Result<()>> + Send {
+        let refused = unsupported(self.whose(), "to change its network settings");
+        async move { Err(refused) }
+    }
+
+    fn reset_bmc(&mut self, _cold: bool) -> impl Future<Output = Result<()>> + Send {
+        let refused = unsupported(self.whose(), "to restart the BMC");
+        async move { Err(refused) }
+    }
+
+    fn bios(&mut self) -> impl Future<Output = Result<Bios>> + Send {
+        let refused = unsupported(self.whose(), "the settings of the firmware");
+        async move { Err(refused) }
+    }
+
+    fn set_bios(&mut self, _attributes: &BiosAttributes) -> impl Future<Output = Result<()>> + Send {
+        let refused = unsupported(self.whose(), "to change settings of the firmware");
+        async move { Err(refused) }
+    }
+
+    fn boot_order(&mut self) -> impl Future<Output = Result<Vec<String>>> + Send {
+        let refused = unsupported(self.whose(), "the boot order");
+        async move { Err(refused) }
+    }
+
+    fn set_boot_order(&mut self, _order: &[String]) -> impl Future<Output = Result<()>> + Send {
+        let refused = unsupported(self.whose(), "to change the boot order");
+        async move { Err(refused) }
+    }
+
+    fn components(&mut self) -> impl Future<Output = Result<Vec<Component>>> + Send {
+        let refused = unsupported(self.whose(), "its firmware versions");
+        async move { Err(refused) }
+    }
+
+    fn update(&mut self, _update: &Update) -> impl Future<Output = Result<()>> + Send {
+        let refused = unsupported(self.whose(), "firmware updates");
+        async move { Err(refused) }
+    }
+}
+
+fn unsupported(whose: &str, what: &str) -> Error {
+    Error::refused("bmc.unsupported", format!("{whose} does not offer {what} by this protocol"))
 }

@@ -259,7 +259,11 @@ pub async fn import(engine: &Engine, config: &Config, switches: &Switches) -> Re
             mac: machine.mac,
             place: machine.place,
             ports: ports.remove(machine.name.as_str()).unwrap_or_default(),
-            bmc: machine.bmc.as_ref().map(|b| BmcAccount { address: b.address, user: b.user.clone() }),
+            bmc: machine.bmc.as_ref().map(|b| BmcAccount {
+                address: b.address,
+                redfish: b.redfish,
+                user: b.user.clone(),
+            }),
         };
         let about = About::Serial { serial: machine.serial, name: expectation.name.clone() };
         let id = engine.submit(about, Event::Expected(expectation)).await?;

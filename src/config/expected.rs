@@ -7,7 +7,7 @@
 //! | `serial` | as on the label and in SMBIOS |
 //! | `mac` | of the NIC it boots from; may be empty |
 //! | `rack`, `unit` | where it stands; both or none |
-//! | `bmc_address` | IP address, with `:port` where it is not 623; may be empty |
+//! | `bmc_address` | IPMI: `10.0.0.7`, with `:port` where it is not 623; Redfish: `https://10.0.0.7`; both, with a space; empty |
 //! | `bmc_user`, `bmc_password` | needed with `bmc_address` |
 
 use std::collections::HashMap;
@@ -20,6 +20,7 @@ use crate::machine::{Hostname, MacAddr, Place, Secret, Serial};
 
 /// Registered port of RMCP (IANA `asf-rmcp`).
 const RMCP: u16 = 623;
+const HTTPS: u16 = 443;
 /// Rows taken from one file.
 const MAX_ROWS: usize = 200_000;
 
@@ -34,7 +35,9 @@ pub struct ExpectedMachine {
 
 #[derive(Debug, Clone)]
 pub struct ExpectedBmc {
+    /// Of IPMI; where there is none, the same as `redfish`.
     pub address: SocketAddr,
+    pub redfish: Option<SocketAddr>,
     pub user: String,
     pub password: Secret,
 }
@@ -117,14 +120,9 @@ fn check(row: Row, line: u64) -> Result<ExpectedMachine> {
         Some(_) if row.bmc_user.is_empty() || row.bmc_password.is_empty() => {
             return Err(wrong("bmc_user", "a BMC address needs bmc_user and bmc_password".into()));
         }
-        Some(address) => {
-            let parsed =
-                address.parse::<SocketAddr>().or_else(|_| address.parse::<IpAddr>().map(|ip| (ip, RMCP).into()));
-            Some(ExpectedBmc {
-                address: parsed.map_err(|_| wrong("bmc_address", format!("{address:?} is not an IP address")))?,
-                user: row.bmc_user,
-                password: Secret::new(row.bmc_password),
-            })
+        Some(addresses) => {
+            let (address, redfish) = bmc_addresses(&addresses).map_err(|what| wrong("bmc_address", what))?;
+            Some(ExpectedBmc { address, redfish, user: row.bmc_user, password: Secret::new(row.bmc_password) })
         }
     };
     Ok(ExpectedMachine {
@@ -134,6 +132,27 @@ fn check(row: Row, line: u64) -> Result<ExpectedMachine> {
         place,
         bmc,
     })
+}
+
+/// Of IPMI and of Redfish, at most one each.
+fn bmc_addresses(words: &str) -> std::result::Result<(SocketAddr, Option<SocketAddr>), String> {
+    let (mut ipmi, mut redfish) = (None, None);
+    for word in words.split_whitespace() {
+        let (place, bare, port) = match word.strip_prefix("https://") {
+            Some(bare) => (&mut redfish, bare.trim_end_matches('/'), HTTPS),
+            None => (&mut ipmi, word, RMCP),
+        };
+        let address = bare.parse().or_else(|_| bare.parse::<IpAddr>().map(|ip| SocketAddr::from((ip, port))));
+        let address = address.map_err(|_| format!("{word:?} is not an IP address"))?;
+        if place.replace(address).is_some() {
+            return Err(format!("{words:?} has two addresses of one kind"));
+        }
+    }
+    match (ipmi, redfish) {
+        (Some(ipmi), redfish) => Ok((ipmi, redfish)),
+        (None, Some(redfish)) => Ok((redfish, Some(redfish))),
+        (None, None) => Err("there is no address in it".into()),
+    }
 }
 
 #[cfg(test)]
@@ -164,12 +183,29 @@ mod tests {
             ("kvm-1,7XK2M13,,R1,x,,,", "line 2", "column unit"),
             ("kvm-1,7XK2M13,,,,10.77.1,a,b", "line 2", "column bmc_address"),
             ("kvm-1,7XK2M13,,,,10.77.1.1,,", "line 2", "column bmc_user"),
+            ("kvm-1,7XK2M13,,,,https://bmc1,a,b", "line 2", "column bmc_address"),
+            ("kvm-1,7XK2M13,,,,10.77.1.1 10.77.1.2,a,b", "line 2", "column bmc_address"),
         ] {
             let error = parse(&format!("{HEAD}{row}\n")).unwrap_err();
             assert!(error.message().contains(line) && error.message().contains(column), "{row}: {error}");
         }
         assert!(parse(&format!("{HEAD}kvm-1,7XK2M13\n")).unwrap_err().message().contains("line"));
         assert!(parse("name,serial,colour\na,b,red\n").is_err());
+    }
+
+    #[test]
+    fn a_bmc_is_reached_by_ipmi_by_redfish_or_by_both() {
+        let doors = |words: &str| {
+            let machines = parse(&format!("{HEAD}kvm-1,7XK2M13,,,,{words},admin,secret\n")).unwrap();
+            let bmc = machines[0].bmc.clone().unwrap();
+            (bmc.address.to_string(), bmc.redfish.map(|address| address.to_string()))
+        };
+        assert_eq!(doors("10.77.1.1"), ("10.77.1.1:623".into(), None));
+        assert_eq!(doors("https://10.77.1.1/"), ("10.77.1.1:443".into(), Some("10.77.1.1:443".into())));
+        assert_eq!(
+            doors("10.77.1.1:6230 https://[fd77::1]:8443"),
+            ("10.77.1.1:6230".into(), Some("[fd77::1]:8443".into()))
+        );
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use super::{Engine, now};
-use crate::bmc::{self, Command};
+use crate::bmc::{self, Command, Doors};
 use crate::error::{Error, Result};
 use crate::handoff::passport;
-use crate::lifecycle::{self, Action, Event, Machine, OWN_BMC_USER};
+use crate::lifecycle::{self, Action, BmcAccount, Event, Machine, OWN_BMC_USER};
 use crate::link::Problem;
 use crate::machine::{Firmware, MachineId, PowerAction, Secret};
 use crate::store::machines::Pending;
@@ -118,10 +118,16 @@ impl Effects {
             Error::config("bmc.password", "the password of its BMC is not known")
                 .hint("add bmc_password to its row of the expected machines")
         })?;
-        let access =
-            bmc::Access { address: account.address, user: account.user.clone(), password: Secret::new(password) };
+        let access = bmc::Access { doors: doors(account), user: account.user.clone(), password: Secret::new(password) };
         let answer = site.fleet.run(&access, command).await?;
         serde_json::to_value(&answer)
             .map_err(|e| Error::internal("bmc.answer", "the BMC's answer cannot be stored").because(e))
+    }
+}
+
+fn doors(account: &BmcAccount) -> Doors {
+    match account.redfish {
+        Some(redfish) if redfish == account.address => Doors::redfish(redfish),
+        redfish => Doors { redfish, ..Doors::ipmi(account.address) },
     }
 }

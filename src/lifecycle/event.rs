@@ -187,7 +187,10 @@ pub const OWN_BMC_USER: &str = "rackline";
 /// The way in to a BMC. The password is in the sealed store, under the machine's id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BmcAccount {
+    /// Of IPMI; where there is none, the same as `redfish`.
     pub address: SocketAddr,
+    #[serde(default)]
+    pub redfish: Option<SocketAddr>,
     pub user: String,
 }
 

@@ -23,7 +23,7 @@ fn expectation(bmc: bool) -> Event {
         mac: Some(MAC),
         place: None,
         ports: vec![],
-        bmc: bmc.then(|| BmcAccount { address: "10.77.1.1:623".parse().unwrap(), user: "admin".into() }),
+        bmc: bmc.then(|| BmcAccount { address: "10.77.1.1:623".parse().unwrap(), redfish: None, user: "admin".into() }),
     })
 }
 

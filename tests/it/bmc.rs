@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rackline::bmc::act::Limits;
 use rackline::bmc::rmcp::Pace;
-use rackline::bmc::{Access, Answer, BootDevice, BootOverride, Command, Fleet, Outcome, Power, Settings};
+use rackline::bmc::{Access, Answer, BootDevice, BootOverride, Command, Doors, Fleet, Outcome, Power, Settings};
 use rackline::error::Kind;
 use rackline::ipmi::device::{describe, ensure_user};
 use rackline::ipmi::{Completion, Request, Response};
@@ -38,7 +38,7 @@ fn free_port(ip: Ipv4Addr) -> SocketAddr {
 }
 
 fn access(address: SocketAddr) -> Access {
-    Access { address, user: "admin".into(), password: Secret::new("calvin-lab") }
+    Access { doors: Doors::ipmi(address), user: "admin".into(), password: Secret::new("calvin-lab") }
 }
 
 /// Short waits: everything is on this machine.

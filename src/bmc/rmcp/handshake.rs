@@ -77,7 +77,7 @@ pub async fn open(wire: &mut Wire, access: &Access, whose: &str, known: Option<S
     let limit = Instant::now() + wire.pace().open;
     let suites = match known {
         Some(suite) => vec![suite],
-        None => offered(wire, limit).await.ok_or_else(|| silent(wire, access, whose))?,
+        None => offered(wire, limit).await.ok_or_else(|| silent(wire, whose))?,
     };
     if suites.is_empty() {
         return Err(no_suite(whose));
@@ -315,8 +315,8 @@ impl Party<'_> {
     }
 }
 
-fn silent(wire: &mut Wire, access: &Access, whose: &str) -> Error {
-    super::unreachable(whose, access.address, wire.pace().open, wire.trouble())
+fn silent(wire: &mut Wire, whose: &str) -> Error {
+    super::unreachable(whose, wire.address(), wire.pace().open, wire.trouble())
 }
 
 fn no_suite(whose: &str) -> Error {
@@ -327,7 +327,7 @@ fn no_suite(whose: &str) -> Error {
 fn failure(broken: Broken, wire: &mut Wire, access: &Access, whose: &str) -> Error {
     let user = &access.user;
     match broken {
-        Broken::Silent | Broken::Lost => silent(wire, access, whose),
+        Broken::Silent | Broken::Lost => silent(wire, whose),
         Broken::Suite => no_suite(whose),
         Broken::Full => Error::unreachable("bmc.busy", format!("{whose} has no session free"))
             .hint("others are logged in; their sessions end by themselves within a minute"),

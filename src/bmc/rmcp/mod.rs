@@ -81,20 +81,25 @@ pub struct Session {
 
 impl Session {
     /// Logs in and takes the highest privilege that the user has.
-    pub async fn open(access: &Access, pace: Pace, known: Option<Suite>, deadline: Instant) -> Result<Self> {
-        let whose = whose(access.address);
+    pub async fn open(
+        access: &Access,
+        address: SocketAddr,
+        pace: Pace,
+        known: Option<Suite>,
+        deadline: Instant,
+    ) -> Result<Self> {
+        let whose = whose(address);
         if access.user.len() > NAME_MAX || access.password.expose().len() > PASSWORD_MAX {
             let limits = format!("IPMI has user names up to {NAME_MAX} bytes and passwords up to {PASSWORD_MAX}");
             return Err(Error::input("bmc.auth", format!("the credentials for {whose} are too long"))
                 .hint(format!("{limits}; give the BMC a user that keeps to them")));
         }
-        let mut wire = Wire::connect(access.address, pace)
-            .await
-            .map_err(|e| unreachable(&whose, access.address, Duration::ZERO, Some(e)))?;
+        let mut wire =
+            Wire::connect(address, pace).await.map_err(|e| unreachable(&whose, address, Duration::ZERO, Some(e)))?;
         let made = handshake::open(&mut wire, access, &whose, known).await?;
         let mut session = Self {
             wire,
-            address: access.address,
+            address,
             whose,
             suite: made.suite,
             keys: made.keys,

@@ -37,6 +37,7 @@ const AFTER_ERROR: Duration = Duration::from_millis(20);
 
 pub struct Wire {
     socket: UdpSocket,
+    address: SocketAddr,
     buffer: Box<[u8]>,
     pace: Pace,
     /// What the network said last, such as "connection refused": the cause in the error when no answer comes.
@@ -52,7 +53,11 @@ impl Wire {
         let socket = UdpSocket::bind(any).await?;
         // The kernel drops what comes from anybody else, and tells when nobody listens there.
         socket.connect(address).await?;
-        Ok(Self { socket, buffer: vec![0; DATAGRAM].into(), pace, trouble: None })
+        Ok(Self { socket, address, buffer: vec![0; DATAGRAM].into(), pace, trouble: None })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub fn pace(&self) -> Pace {

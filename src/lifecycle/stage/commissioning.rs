@@ -17,7 +17,8 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
         Event::Reported { outcome: Outcome::Commissioned { inventory, measured, bmc_user_made }, .. } => {
             let in_band = inventory.bmc.as_ref().and_then(|bmc| bmc.address);
             if let (None, true, Some(address)) = (&turn.machine.bmc, *bmc_user_made, in_band) {
-                turn.machine.bmc = Some(BmcAccount { address: (address, RMCP).into(), user: OWN_BMC_USER.into() });
+                turn.machine.bmc =
+                    Some(BmcAccount { address: (address, RMCP).into(), redfish: None, user: OWN_BMC_USER.into() });
             }
             turn.machine.inventory = Some(Arc::new(inventory.as_ref().clone()));
             turn.machine.measured.clone_from(measured);
