@@ -14,9 +14,6 @@ use crate::machine::MacAddr;
 pub struct Args {
     #[command(flatten)]
     remote: Remote,
-    /// Print JSON instead of text.
-    #[arg(long, global = true)]
-    json: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -41,13 +38,13 @@ pub async fn run(args: Args) -> Result<()> {
         Command::Explain { mac, arch } => (mac, arch),
         Command::Status => {
             let status: Status = client.get("/api/v1/boot").await?;
-            show::print(args.json, &status, || show::boot_status(&status));
+            show::print(args.remote.json, &status, || show::boot_status(&status));
             return Ok(());
         }
     };
     let arch = arch.map_or(String::new(), |arch| format!("?arch={}", segment(&arch)));
     let explanation: Explanation = client.get(&format!("/api/v1/boot/explain/{mac}{arch}")).await?;
-    show::print(args.json, &explanation, || text(&explanation));
+    show::print(args.remote.json, &explanation, || text(&explanation));
     Ok(())
 }
 

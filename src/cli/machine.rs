@@ -15,9 +15,6 @@ use crate::swarm::tracker::SwarmList;
 pub struct Args {
     #[command(flatten)]
     remote: Remote,
-    /// Print JSON instead of tables.
-    #[arg(long, global = true)]
-    json: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -70,13 +67,14 @@ pub async fn run(args: Args) -> Result<()> {
     match args.command {
         Command::List => {
             let list: MachineList = client.get("/api/v1/machines").await?;
-            show::print(args.json, &list, || show::machines(&list.machines));
+            show::print(args.remote.json, &list, || show::machines(&list.machines));
         }
         Command::Show { machine } => {
             let view: MachineView = client.get(&path(&machine, "")).await?;
             // One more line for people; the machine is shown without it, too.
-            let swarms: Option<SwarmList> = if args.json { None } else { client.get("/api/v1/swarm").await.ok() };
-            show::print(args.json, &view, || show::machine(&view, swarms.as_ref()));
+            let swarms: Option<SwarmList> =
+                if args.remote.json { None } else { client.get("/api/v1/swarm").await.ok() };
+            show::print(args.remote.json, &view, || show::machine(&view, swarms.as_ref()));
         }
         Command::Events { machine } => {
             let mut events: Vec<EventView> = Vec::new();
@@ -88,23 +86,23 @@ pub async fn run(args: Args) -> Result<()> {
                 }
                 events.extend(more);
             }
-            show::print(args.json, &events, || show::events(&events));
+            show::print(args.remote.json, &events, || show::events(&events));
         }
         Command::Deploy { machine, role, image, hostname, disk, ssh_keys } => {
             let request = DeployRequest { role, image, hostname, target: disk, ssh_keys, compare_with_dd: false };
-            steer(&client, args.json, &path(&machine, "/deploy"), &request).await?;
+            steer(&client, args.remote.json, &path(&machine, "/deploy"), &request).await?;
         }
         Command::Release { machine, yes } => {
             let view: MachineView = client.get(&path(&machine, "")).await?;
             if !yes {
                 confirm(&view.name)?;
             }
-            steer(&client, args.json, &path(&machine, "/release"), &json!({})).await?;
+            steer(&client, args.remote.json, &path(&machine, "/release"), &json!({})).await?;
         }
-        Command::Retry { machine } => steer(&client, args.json, &path(&machine, "/retry"), &json!({})).await?,
-        Command::Retire { machine } => steer(&client, args.json, &path(&machine, "/retire"), &json!({})).await?,
+        Command::Retry { machine } => steer(&client, args.remote.json, &path(&machine, "/retry"), &json!({})).await?,
+        Command::Retire { machine } => steer(&client, args.remote.json, &path(&machine, "/retire"), &json!({})).await?,
         Command::Power { machine, action } => {
-            steer(&client, args.json, &path(&machine, "/power"), &PowerRequest { action }).await?;
+            steer(&client, args.remote.json, &path(&machine, "/power"), &PowerRequest { action }).await?;
         }
     }
     Ok(())

@@ -12,9 +12,6 @@ use crate::swarm::tracker::SwarmList;
 pub struct Args {
     #[command(flatten)]
     remote: Remote,
-    /// Print JSON instead of tables.
-    #[arg(long, global = true)]
-    json: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -33,6 +30,6 @@ pub async fn run(args: Args) -> Result<()> {
             client.post(&format!("/api/v1/swarm/first/{}", segment(&machine)), &serde_json::json!({})).await?
         }
     };
-    show::print(args.json, &list, || show::swarms(&list));
+    show::print(args.remote.json, &list, || show::swarms(&list));
     Ok(())
 }

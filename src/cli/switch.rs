@@ -11,9 +11,6 @@ use crate::error::Result;
 pub struct Args {
     #[command(flatten)]
     remote: Remote,
-    /// Print JSON instead of tables.
-    #[arg(long, global = true)]
-    json: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -28,7 +25,7 @@ pub async fn run(args: Args) -> Result<()> {
     match args.command {
         Command::List => {
             let report: Report = args.remote.client()?.get("/api/v1/switches").await?;
-            show::print(args.json, &report, || show::switches(&report));
+            show::print(args.remote.json, &report, || show::switches(&report));
         }
     }
     Ok(())

@@ -151,13 +151,11 @@ fn outcome_sentence(outcome: &Outcome) -> String {
             format!("will write {disk} (serial {}, by rule {rule})", serial.as_ref().map_or("none", |s| s.as_str()))
         }
         Outcome::Deployed(d) => format!(
-            "wrote {} MiB to {} in {:.1} s, read {} MiB back; {} MiB came from other machines, {} MiB from the appliance",
+            "wrote {} MiB to {} in {:.1} s, read {} MiB back",
             d.written_bytes >> 20,
             d.disk,
             d.write_seconds,
-            d.read_back_bytes >> 20,
-            d.peer_bytes >> 20,
-            d.appliance_bytes >> 20
+            d.read_back_bytes >> 20
         ),
         Outcome::Erased { disks, how } => format!("erased {} ({how})", disks.join(", ")),
         Outcome::Checked { checks, .. } => {
