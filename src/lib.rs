@@ -1,8 +1,9 @@
 //! Rackline: racked, blank servers in, delivered hypervisor hosts out.
 //!
-//! The modules in reading order; each may use only those above it (`tests/layers.rs` holds the table).
+//! The modules in reading order; each may use only those above it (`tests/it/layers.rs` holds the table).
 
 pub mod error;
+pub mod count;
 pub mod machine;
 pub mod link;
 pub mod ipmi;

@@ -1,23 +1,6 @@
 //! Why a packet got no answer. A silent server looks like a dead one; each silence has a name and a count here.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
-macro_rules! named {
-    ($(#[$meta:meta])* $type:ident { $($(#[$doc:meta])* $variant:ident = $name:literal,)* }) => {
-        $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum $type { $($(#[$doc])* $variant,)* }
-
-        impl $type {
-            pub const ALL: &[$type] = &[$($type::$variant,)*];
-
-            /// As metrics and logs write it.
-            pub fn name(self) -> &'static str {
-                match self { $($type::$variant => $name,)* }
-            }
-        }
-    };
-}
+use crate::count::{Tally, named};
 
 named! {
     /// Why nothing was sent.
@@ -87,28 +70,22 @@ named! {
 
 #[derive(Debug, Default)]
 pub struct Counters {
-    silent: [AtomicU64; Silence::ALL.len()],
-    sent: [AtomicU64; Answer::ALL.len()],
+    silent: Tally<Silence>,
+    sent: Tally<Answer>,
 }
 
 impl Counters {
     pub fn silent(&self, why: Silence) {
-        if let Some(counter) = self.silent.get(why as usize) {
-            counter.fetch_add(1, Relaxed);
-        }
+        self.silent.add(why);
     }
 
     pub fn sent(&self, what: Answer) {
-        if let Some(counter) = self.sent.get(what as usize) {
-            counter.fetch_add(1, Relaxed);
-        }
+        self.sent.add(what);
     }
 
-    /// Name and count, silences first; zeros too, since a metric that comes and goes cannot be watched.
+    /// Name and count, silences first.
     pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
-        let silent = Silence::ALL.iter().zip(&self.silent).map(|(why, n)| (why.name(), n.load(Relaxed)));
-        let sent = Answer::ALL.iter().zip(&self.sent).map(|(what, n)| (what.name(), n.load(Relaxed)));
-        silent.chain(sent).collect()
+        self.silent.snapshot().chain(self.sent.snapshot()).collect()
     }
 }
 

@@ -7,93 +7,98 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
+use crate::count::{Tally, named};
+
 /// Between two lines of the log about the same event.
 const EVERY: Duration = Duration::from_secs(60);
 
-macro_rules! events {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal $(, $log:literal)?;)*) => {
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum Event { $($(#[$doc])* $variant,)* }
-
-        impl Event {
-            pub const ALL: &[Event] = &[$(Event::$variant,)*];
-
-            /// As metrics write it.
-            pub fn name(self) -> &'static str {
-                match self { $(Event::$variant => $name,)* }
-            }
-
-            /// The log's sentence, where it has one.
-            fn sentence(self) -> Option<&'static str> {
-                let sentence: &[&str] = match self { $(Event::$variant => &[$($log)?],)* };
-                sentence.first().copied()
-            }
-        }
-    };
+named! {
+    Event {
+        /// A connection was taken.
+        Connection = "http-connection",
+        /// A file or a range of it was sent to its end.
+        Sent = "http-file-sent",
+        /// A request for a file was answered without its content: HEAD, 304, 405, 412, 416.
+        Answered = "http-file-answered",
+        /// A request went to the router.
+        Router = "http-router",
+        /// The client went away in the middle.
+        Aborted = "http-aborted",
+        /// A kept connection was not used any more.
+        Idle = "http-idle",
+        /// A window of a file was not in the page cache and was read from disk first.
+        Cold = "http-cold-read",
+        /// Not HTTP/1, or a request without exactly one `Host`.
+        Malformed = "http-malformed",
+        /// The head of a request is longer than [`super::Limits::head_bytes`] or has too many lines.
+        HeadTooLong = "http-head-too-long",
+        /// A request did not come to its end in time.
+        HeadTimeout = "http-head-timeout",
+        /// A client took no byte for too long.
+        WriteTimeout = "http-write-timeout",
+        /// The router took too long.
+        RouterTimeout = "http-router-timeout",
+        /// More connections than allowed.
+        Busy = "http-busy",
+        /// More connections from one address than allowed.
+        ClientBusy = "http-client-busy",
+        /// A file was cut short or could not be read while it was sent.
+        FileFailed = "http-file-failed",
+        /// A machine waits until others have their kernel or RAM system.
+        Queued = "http-file-queued",
+        /// The kernel did not hand over a connection.
+        AcceptFailed = "http-accept-failed",
+    }
 }
 
-events! {
-    /// A connection was taken.
-    Connection = "http-connection";
-    /// A file or a range of it was sent to its end.
-    Sent = "http-file-sent";
-    /// A request for a file was answered without its content: HEAD, 304, 405, 412, 416.
-    Answered = "http-file-answered";
-    /// A request went to the router.
-    Router = "http-router";
-    /// The client went away in the middle.
-    Aborted = "http-aborted";
-    /// A kept connection was not used any more.
-    Idle = "http-idle";
-    /// A window of a file was not in the page cache and was read from disk first.
-    Cold = "http-cold-read";
-    /// Not HTTP/1, or a request without exactly one `Host`.
-    Malformed = "http-malformed", "a client on the machines' port does not speak HTTP/1.1";
-    /// The head of a request is longer than [`super::Limits::head_bytes`] or has too many lines.
-    HeadTooLong = "http-head-too-long", "a request head is too long and was refused";
-    /// A request did not come to its end in time.
-    HeadTimeout = "http-head-timeout", "a client did not finish its request in time";
-    /// A client took no byte for too long.
-    WriteTimeout = "http-write-timeout", "a client stopped taking the file that it asked for";
-    /// The router took too long.
-    RouterTimeout = "http-router-timeout", "a request took too long and was given up";
-    /// More connections than allowed.
-    Busy = "http-busy", "there are too many connections; new ones get status 503";
-    /// More connections from one address than allowed.
-    ClientBusy = "http-client-busy", "a client has too many connections; more get status 503";
-    /// A file was cut short or could not be read while it was sent.
-    FileFailed = "http-file-failed", "a file changed or failed while it was sent";
-    /// A machine waits until others have their kernel or RAM system.
-    Queued = "http-file-queued";
-    /// The kernel did not hand over a connection.
-    AcceptFailed = "http-accept-failed", "a connection could not be taken";
+impl Event {
+    /// The log's sentence, for what points at trouble.
+    fn sentence(self) -> Option<&'static str> {
+        let sentence = match self {
+            Event::Connection
+            | Event::Sent
+            | Event::Answered
+            | Event::Router
+            | Event::Aborted
+            | Event::Idle
+            | Event::Cold
+            | Event::Queued => return None,
+            Event::Malformed => "a client on the machines' port does not speak HTTP/1.1",
+            Event::HeadTooLong => "a request head is too long and was refused",
+            Event::HeadTimeout => "a client did not finish its request in time",
+            Event::WriteTimeout => "a client stopped taking the file that it asked for",
+            Event::RouterTimeout => "a request took too long and was given up",
+            Event::Busy => "there are too many connections; new ones get status 503",
+            Event::ClientBusy => "a client has too many connections; more get status 503",
+            Event::FileFailed => "a file changed or failed while it was sent",
+            Event::AcceptFailed => "a connection could not be taken",
+        };
+        Some(sentence)
+    }
 }
 
 pub struct Counters {
     started: Instant,
-    count: [AtomicU64; Event::ALL.len()],
+    count: Tally<Event>,
     /// For each event: when it may be logged again, in milliseconds since `started`, and how often it was by the last line.
-    due: [AtomicU64; Event::ALL.len()],
-    said: [AtomicU64; Event::ALL.len()],
+    due: Tally<Event>,
+    said: Tally<Event>,
     /// Bytes of files that were handed to the kernel.
     bytes: AtomicU64,
 }
 
 impl Default for Counters {
     fn default() -> Self {
-        let zeros = || std::array::from_fn(|_| AtomicU64::new(0));
-        Self { started: Instant::now(), count: zeros(), due: zeros(), said: zeros(), bytes: AtomicU64::new(0) }
+        let (count, due, said) = Default::default();
+        Self { started: Instant::now(), count, due, said, bytes: AtomicU64::new(0) }
     }
 }
 
 impl Counters {
     pub(super) fn add(&self, event: Event, peer: Option<SocketAddr>) {
-        let at = event as usize;
-        let (Some(count), Some(due), Some(said)) = (self.count.get(at), self.due.get(at), self.said.get(at)) else {
-            return;
-        };
-        let count = count.fetch_add(1, Relaxed) + 1;
+        let count = self.count.add(event);
         let Some(sentence) = event.sentence() else { return };
+        let (Some(due), Some(said)) = (self.due.number(event), self.said.number(event)) else { return };
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let next = due.load(Relaxed);
         let again = now.saturating_add(EVERY.as_millis() as u64);
@@ -108,19 +113,19 @@ impl Counters {
     }
 
     pub fn get(&self, event: Event) -> u64 {
-        self.count.get(event as usize).map_or(0, |n| n.load(Relaxed))
+        self.count.get(event)
     }
 
-    /// Name and count; zeros too, since a metric that comes and goes cannot be watched.
+    /// Name and count.
     pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
-        let events = Event::ALL.iter().map(|event| (event.name(), self.get(*event)));
-        events.chain([("http-file-bytes", self.bytes.load(Relaxed))]).collect()
+        self.count.snapshot().chain([("http-file-bytes", self.bytes.load(Relaxed))]).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::count::Named;
 
     #[test]
     fn each_event_has_a_name_of_its_own_and_is_counted_under_it() {
@@ -140,8 +145,7 @@ mod tests {
     fn a_flood_is_one_line_in_the_log() {
         let counters = Counters::default();
         (0..1000).for_each(|_| counters.add(Event::Busy, None));
-        let at = Event::Busy as usize;
-        assert_eq!(counters.said[at].load(Relaxed), 1, "the first is said, the rest waits for the next minute");
-        assert!(counters.due[at].load(Relaxed) >= EVERY.as_millis() as u64);
+        assert_eq!(counters.said.get(Event::Busy), 1, "the first is said, the rest waits for the next minute");
+        assert!(counters.due.get(Event::Busy) >= EVERY.as_millis() as u64);
     }
 }

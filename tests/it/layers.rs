@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 /// Module, and what it may use besides `error` and `machine`, which everybody may.
 const LAYERS: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("count", &[]),
     ("machine", &[]),
     ("link", &[]),
     ("ipmi", &["link"]),
@@ -14,11 +15,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("lifecycle", &["link"]),
     ("config", &["boot"]),
     ("store", &["lifecycle", "link"]),
-    ("httpd", &[]),
-    ("boot", &["httpd", "store", "template"]),
+    ("httpd", &["count"]),
+    ("boot", &["count", "httpd", "store", "template"]),
     ("bmc", &["ipmi"]),
     ("image", &[]),
-    ("swarm", &["image", "link"]),
+    ("swarm", &["count", "image", "link"]),
     ("handoff", &["image", "lifecycle", "link"]),
     ("agent", &["image", "ipmi", "link", "swarm"]),
     ("engine", &["bmc", "boot", "handoff", "image", "lifecycle", "link", "store", "template"]),

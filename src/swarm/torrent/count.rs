@@ -2,48 +2,46 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-macro_rules! refusals {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal, $sentence:literal;)*) => {
-        /// Why an announce was refused.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum Refusal { $($(#[$doc])* $variant,)* }
+use crate::count::{Tally, named};
 
-        impl Refusal {
-            pub const ALL: &[Refusal] = &[$(Refusal::$variant,)*];
-
-            /// As metrics write it.
-            pub fn name(self) -> &'static str {
-                match self { $(Refusal::$variant => $name,)* }
-            }
-
-            /// BEP 3's `failure reason`.
-            pub fn sentence(self) -> &'static str {
-                match self { $(Refusal::$variant => $sentence,)* }
-            }
-        }
-    };
+named! {
+    /// Why an announce was refused.
+    Refusal {
+        /// A parameter is missing, twice there, or not of its kind.
+        Malformed = "torrent-malformed",
+        /// No image of the catalogue has this info hash.
+        UnknownTorrent = "torrent-unknown",
+        /// 0, or one that belongs to a system service.
+        Port = "torrent-forged-port",
+        /// Byte counts that cannot be for this image.
+        Size = "torrent-forged-size",
+        /// The client's address lies in no network that is served.
+        Outside = "torrent-outside",
+        /// More ports of one address than one machine has clients.
+        ClientBusy = "torrent-client-busy",
+        SwarmFull = "torrent-swarm-full",
+    }
 }
 
-refusals! {
-    /// A parameter is missing, twice there, or not of its kind.
-    Malformed = "torrent-malformed", "the announce cannot be read";
-    /// No image of the catalogue has this info hash.
-    UnknownTorrent = "torrent-unknown", "no image has this info hash; fetch the .torrent again";
-    /// 0, or one that belongs to a system service.
-    Port = "torrent-forged-port", "nobody listens for peers on this port";
-    /// Byte counts that cannot be for this image.
-    Size = "torrent-forged-size", "the byte counts do not fit the image";
-    /// The client's address lies in no network that is served.
-    Outside = "torrent-outside", "this address lies in no network that is served";
-    /// More ports of one address than one machine has clients.
-    ClientBusy = "torrent-client-busy", "this address announces too many clients";
-    SwarmFull = "torrent-swarm-full", "there are too many clients";
+impl Refusal {
+    /// BEP 3's `failure reason`.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Refusal::Malformed => "the announce cannot be read",
+            Refusal::UnknownTorrent => "no image has this info hash; fetch the .torrent again",
+            Refusal::Port => "nobody listens for peers on this port",
+            Refusal::Size => "the byte counts do not fit the image",
+            Refusal::Outside => "this address lies in no network that is served",
+            Refusal::ClientBusy => "this address announces too many clients",
+            Refusal::SwarmFull => "there are too many clients",
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 pub struct Counters {
     answered: AtomicU64,
-    refused: [AtomicU64; Refusal::ALL.len()],
+    refused: Tally<Refusal>,
     torrents: AtomicU64,
 }
 
@@ -53,9 +51,7 @@ impl Counters {
     }
 
     pub fn refused(&self, why: Refusal) {
-        if let Some(counter) = self.refused.get(why as usize) {
-            counter.fetch_add(1, Relaxed);
-        }
+        self.refused.add(why);
     }
 
     /// A `.torrent` was handed out.
@@ -63,10 +59,9 @@ impl Counters {
         self.torrents.fetch_add(1, Relaxed);
     }
 
-    /// Name and count; zeros too, since a metric that comes and goes cannot be watched.
+    /// Name and count.
     pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
-        let refused = Refusal::ALL.iter().zip(&self.refused).map(|(why, n)| (why.name(), n.load(Relaxed)));
         let others = [("torrent-announce", &self.answered), ("torrent-file", &self.torrents)];
-        others.into_iter().map(|(name, n)| (name, n.load(Relaxed))).chain(refused).collect()
+        others.into_iter().map(|(name, n)| (name, n.load(Relaxed))).chain(self.refused.snapshot()).collect()
     }
 }
