@@ -3,6 +3,7 @@
 //! The modules in reading order; each may use only those above it (`tests/layers.rs` holds the table).
 
 pub mod error;
+pub mod durable;
 pub mod machine;
 pub mod link;
 pub mod ipmi;

@@ -4,15 +4,16 @@
 //! 64 hex digits wherever text is wanted: in the configuration, on the agent's kernel command line.
 
 use std::fmt;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::str::FromStr;
 
 use aws_lc_rs::encoding::AsBigEndian;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, ParsedPublicKey};
 
+use crate::durable;
 use crate::error::{Error, Kind, OrFail, Result};
 
 pub const SIGNATURE_BYTES: usize = 64;
@@ -135,14 +136,7 @@ impl SigningKey {
         let seed = self.0.seed().and_then(|seed| seed.as_be_bytes()).map_err(|_| io::Error::other("no seed"))?;
         let mut text = hex::encode(seed.as_ref());
         text.push('\n');
-        // Complete under another name first: a power cut must not leave half a key under the right name.
-        let partial = path.with_extension(format!("tmp{}", std::process::id()));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        let linked = fs::hard_link(&partial, path);
-        fs::remove_file(&partial)?;
-        linked
+        durable::create_secret(path, text.as_bytes())
     }
 
     pub fn public(&self) -> PublicKey {
