@@ -4,6 +4,7 @@
 
 pub mod error;
 pub mod count;
+pub mod durable;
 pub mod machine;
 pub mod link;
 pub mod ipmi;

@@ -3,9 +3,9 @@
 //! Each order is done once. An agent that is started again and finds the same number looks here: a finished order is
 //! reported again and not done again; one that was only begun is done again, since every order may be.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::durable;
 use crate::error::{Kind, OrFail, Result};
 use crate::link::Report;
 
@@ -33,13 +33,7 @@ impl Ledger {
     pub fn finish(&self, report: &Report) -> Result<()> {
         let failed = || format!("{} cannot be written", self.path.display());
         let text = serde_json::to_vec(report).or_fail(Kind::Internal, "agent.ledger", failed)?;
-        let new = self.path.with_extension("new");
-        let write = || {
-            let mut file = std::fs::File::create(&new)?;
-            file.write_all(&text)?;
-            std::fs::rename(&new, &self.path)
-        };
-        write().or_fail(Kind::Config, "agent.ledger", failed)
+        durable::replace(&self.path, &text).or_fail(Kind::Config, "agent.ledger", failed)
     }
 }
 

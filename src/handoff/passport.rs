@@ -18,9 +18,5 @@ pub fn issue(key: &SigningKey, machine: &Machine, now: Millis) -> Result<Value, 
         causes: Vec::new(),
     })?;
     let signature = key.sign(body.to_string().as_bytes());
-    Ok(json!({ "passport": body, "key": key.public().to_string(), "signature": hex(&signature) }))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    Ok(json!({ "passport": body, "key": key.public().to_string(), "signature": hex::encode(signature) }))
 }

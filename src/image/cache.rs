@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::sign::SigningKey;
 use super::tool::Tools;
+use crate::durable;
 use crate::error::{Error, Kind, OrFail, Result};
 
 /// How long a build waits for another one of the same name.
@@ -163,11 +164,15 @@ impl Cache {
     /// Gives finished work its final name, in one step. What had that name before is removed.
     pub fn publish(&self, from: &Path, to: &Path) -> Result<()> {
         let failed = || format!("cannot publish {}", to.display());
+        // Work is thousands of files that tools wrote: what has a final name is on the disk after a power cut, too.
+        File::open(from)
+            .and_then(|f| Ok(rustix::fs::syncfs(f)?))
+            .map_err(|e| super::disk_full(e, "syncing the work"))?;
         if to.exists() {
             let old = self.work("replaced")?;
             fs::rename(to, old.path().join("old")).or_fail(Kind::Config, "image.cache", failed)?;
         }
-        fs::rename(from, to).or_fail(Kind::Config, "image.cache", failed)
+        durable::rename(from, to).or_fail(Kind::Config, "image.cache", failed)
     }
 }
 

@@ -7,13 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::catalogue::{Catalogue, Entry};
 use super::manifest::is_name;
+use crate::durable;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::machine::Digest;
 
@@ -169,18 +169,11 @@ fn change<T>(images: &Path, work: impl FnOnce(&mut Channels) -> Result<T>) -> Re
     let mut channels = before.clone();
     let result = work(&mut channels)?;
     if channels != before {
-        save(images, &channels).map_err(|e| super::disk_full(e, "writing the channels"))?;
+        let failed = |e| super::disk_full(e, "writing the channels");
+        let text = serde_json::to_vec_pretty(&channels).map_err(|e| failed(e.into()))?;
+        durable::replace(&images.join(FILE), &text).map_err(failed)?;
     }
     Ok(result)
-}
-
-fn save(images: &Path, channels: &Channels) -> std::io::Result<()> {
-    let new = images.join("channels.new");
-    let mut file = File::create(&new)?;
-    file.write_all(&serde_json::to_vec_pretty(channels)?)?;
-    file.sync_all()?;
-    fs::rename(&new, images.join(FILE))?;
-    File::open(images)?.sync_all()
 }
 
 #[cfg(test)]
@@ -231,7 +224,7 @@ mod tests {
         let catalogue = Catalogue::open(dir.path(), &[key.public()]).unwrap();
         promote(dir.path(), &catalogue.images[0], "stable", "me").unwrap();
         // What a crash within the writing leaves.
-        fs::write(dir.path().join("channels.new"), "{\"vers").unwrap();
+        fs::write(dir.path().join("channels.json.new"), "{\"vers").unwrap();
         assert!(Channels::load(dir.path()).unwrap().get("kvm@stable").is_some());
         promote(dir.path(), &catalogue.images[0], "edge", "me").unwrap();
         assert_eq!(Channels::load(dir.path()).unwrap().names().count(), 2);

@@ -12,14 +12,14 @@
 //!
 //! The record names the manifest by digest, so a proof is of these bytes and of no other version.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::catalogue::Entry;
 use super::sign::{KeyId, PublicKey, SIGNATURE_BYTES, SigningKey};
+use crate::durable;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::machine::{Digest, Firmware, Role};
 
@@ -71,15 +71,7 @@ impl Proof {
         let record = serde_json::to_vec_pretty(self).or_fail(Kind::Internal, "image.proof", failed)?;
         let signature = key.sign(&signed_part(&record));
         let file = [MAGIC.as_slice(), &key.public().id().0, &signature, &record].concat();
-        let path = place(entry, self.firmware);
-        let partial = path.with_extension(format!("tmp{}", std::process::id()));
-        let write = || -> std::io::Result<()> {
-            let mut out = File::create(&partial)?;
-            out.write_all(&file)?;
-            out.sync_all()?;
-            fs::rename(&partial, &path)
-        };
-        write().or_fail(Kind::Config, "image.proof", failed)
+        durable::replace(&place(entry, self.firmware), &file).or_fail(Kind::Config, "image.proof", failed)
     }
 
     /// The proof of this image for that firmware: there, signed by a trusted key, and of these very bytes.
@@ -137,6 +129,8 @@ pub fn require(entry: &Entry, trusted: &[PublicKey]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
     use crate::image::chunk::{PackOptions, pack};
     use crate::image::manifest::SignedManifest;

@@ -14,6 +14,7 @@ use super::cpio::Archive;
 use super::disk::Kernel;
 use super::recipe::{Ram, Recipe};
 use super::tool::Tools;
+use crate::durable;
 use crate::error::{Error, Kind, OrFail, Result};
 
 /// Level for the binary: it is compressed while somebody waits, and 9 costs half a second.
@@ -214,8 +215,7 @@ pub fn assemble(cache: &Cache, system: &RamSystem, binary: &Path) -> Result<Path
         let mut archive = Archive::new(Vec::new());
         archive.file("bin/rackline", true, &fs::read(binary)?)?;
         file.write_all(&zstd::bulk::compress(&archive.finish()?, BINARY_LEVEL)?)?;
-        file.sync_all()?;
-        fs::rename(&partial, &out)
+        durable::rename(&partial, &out)
     };
     write().map_err(failed)?;
     Ok(out)

@@ -4,15 +4,16 @@
 //! 64 hex digits wherever text is wanted: in the configuration, on the agent's kernel command line.
 
 use std::fmt;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::str::FromStr;
 
 use aws_lc_rs::encoding::AsBigEndian;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, ParsedPublicKey};
 
+use crate::durable;
 use crate::error::{Error, Kind, OrFail, Result};
 
 pub const SIGNATURE_BYTES: usize = 64;
@@ -23,7 +24,7 @@ pub struct KeyId(pub [u8; 8]);
 
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex(&self.0))
+        f.write_str(&hex::encode(self.0))
     }
 }
 
@@ -51,7 +52,7 @@ impl PublicKey {
 
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex(&self.0))
+        f.write_str(&hex::encode(self.0))
     }
 }
 
@@ -65,7 +66,8 @@ impl FromStr for PublicKey {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        unhex(s).map(Self).ok_or_else(|| {
+        let mut key = [0; 32];
+        hex::decode_to_slice(s, &mut key).map(|()| Self(key)).map_err(|_| {
             Error::input("image.key", "a public key is 64 hex digits, and this is not")
                 .hint("`rackline image key` prints the public key of this appliance")
         })
@@ -122,7 +124,8 @@ impl SigningKey {
         }
         let text = fs::read_to_string(path)
             .or_fail(Kind::Config, "image.key", || format!("cannot read the signing key {shown}"))?;
-        let seed: [u8; 32] = unhex(text.trim()).ok_or_else(wrong)?;
+        let mut seed = [0; 32];
+        hex::decode_to_slice(text.trim(), &mut seed).map_err(|_| wrong())?;
         Ed25519KeyPair::from_seed_unchecked(&seed).map(Self).map_err(|_| wrong())
     }
 
@@ -131,16 +134,9 @@ impl SigningKey {
             fs::create_dir_all(parent)?;
         }
         let seed = self.0.seed().and_then(|seed| seed.as_be_bytes()).map_err(|_| io::Error::other("no seed"))?;
-        let mut text = hex(seed.as_ref());
+        let mut text = hex::encode(seed.as_ref());
         text.push('\n');
-        // Complete under another name first: a power cut must not leave half a key under the right name.
-        let partial = path.with_extension(format!("tmp{}", std::process::id()));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        let linked = fs::hard_link(&partial, path);
-        fs::remove_file(&partial)?;
-        linked
+        durable::create_secret(path, text.as_bytes())
     }
 
     pub fn public(&self) -> PublicKey {
@@ -154,28 +150,6 @@ impl SigningKey {
         signature.copy_from_slice(self.0.sign(message).as_ref());
         signature
     }
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digits = text.as_bytes();
-    if digits.len() != N * 2 {
-        return None;
-    }
-    let mut bytes = [0; N];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        let high = char::from(*pair.first()?).to_digit(16)?;
-        let low = char::from(*pair.last()?).to_digit(16)?;
-        *byte = (high << 4 | low) as u8;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ use std::thread::JoinHandle;
 
 use tracing::warn;
 
+use crate::durable;
+
 /// Written in advance, in bytes: some ten thousand lines. It takes as long as some ten appends, so it is done rarely, and for
 /// a new file before anybody waits for it.
 const AHEAD: usize = if cfg!(test) { 64 << 10 } else { 4 << 20 };
@@ -49,7 +51,7 @@ impl Journal {
     pub fn open(folder: &Path, fold: Fold) -> io::Result<(Self, Vec<String>)> {
         std::fs::create_dir_all(folder)?;
         // The folder itself must outlast a power cut, too.
-        File::open(folder.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+        durable::sync_folder(folder)?;
         let numbers = numbers(folder)?;
         let lines = folded(folder, &numbers, fold)?;
         let last = numbers.last().copied().unwrap_or(0);
@@ -155,10 +157,11 @@ fn numbers(folder: &Path) -> io::Result<Vec<u64>> {
 
 /// A file of empty lines, [`AHEAD`] long, that is there after a power cut.
 fn begin(folder: &Path, number: u64) -> io::Result<File> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(folder.join(name(number)))?;
+    let path = folder.join(name(number));
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
     file.write_all(&vec![b'\n'; AHEAD])?;
     file.sync_all()?;
-    File::open(folder)?.sync_all()?;
+    durable::sync_folder(&path)?;
     Ok(file)
 }
 
@@ -185,12 +188,7 @@ fn replace(folder: &Path, numbers: &[u64], lines: &[String]) -> io::Result<u64> 
     let Some((last, others)) = numbers.split_last() else { return Ok(0) };
     let mut bytes = Vec::new();
     lines.iter().for_each(|line| seal(line, &mut bytes));
-    let new = folder.join("new");
-    let mut file = File::create(&new)?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&new, folder.join(name(*last)))?;
-    File::open(folder)?.sync_all()?;
+    durable::replace(&folder.join(name(*last)), &bytes)?;
     for number in others {
         std::fs::remove_file(folder.join(name(*number)))?;
     }

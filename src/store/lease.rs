@@ -61,8 +61,10 @@ impl LeaseState {
 impl fmt::Display for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} ", self.address, self.mac)?;
-        self.client.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
-        f.write_str(if self.client.is_empty() { "- " } else { " " })?;
+        match self.client.is_empty() {
+            true => f.write_str("- ")?,
+            false => write!(f, "{} ", hex::encode(&self.client))?,
+        }
         match self.uuid {
             Some(uuid) => write!(f, "{uuid} ")?,
             None => f.write_str("- ")?,
@@ -85,7 +87,7 @@ impl FromStr for Lease {
             Some(Self {
                 address: address.parse().ok()?,
                 mac: mac.parse().ok()?,
-                client: if *client == "-" { Vec::new() } else { from_hex(client)? },
+                client: if *client == "-" { Vec::new() } else { hex::decode(client).ok()? },
                 uuid: if *uuid == "-" { None } else { Some(uuid.parse().ok()?) },
                 state: LeaseState::from_name(state)?,
                 expires: expires.parse().ok()?,
@@ -93,11 +95,6 @@ impl FromStr for Lease {
         };
         read().ok_or(Unreadable)
     }
-}
-
-fn from_hex(digits: &str) -> Option<Vec<u8>> {
-    let pairs = digits.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).ok());
-    pairs.map(|pair| u8::from_str_radix(pair.filter(|p| p.len() == 2)?, 16).ok()).collect()
 }
 
 /// For each address the last line about it; lines that are no lease, of a later release say, stay as they are.

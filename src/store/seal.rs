@@ -3,14 +3,13 @@
 //! A sealed secret is `nonce (12 bytes) ‖ ciphertext ‖ tag (16 bytes)`; its name is authenticated with it, so that a
 //! sealed password cannot be moved to another machine's row.
 
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::rand;
 
 use super::{Db, failed};
+use crate::durable;
 use crate::error::{Error, Kind, OrFail, Result};
 
 pub struct Seal {
@@ -72,12 +71,7 @@ fn make(path: &Path) -> Result<Vec<u8>> {
     let mut raw = vec![0u8; 32];
     rand::fill(&mut raw).map_err(|_| Error::internal("seal.random", "the system gives no random bytes"))?;
     let fail = || format!("cannot make the site key {}", path.display());
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).or_fail(
-        Kind::Config,
-        "seal.key",
-        fail,
-    )?;
-    file.write_all(&raw).and_then(|()| file.sync_all()).or_fail(Kind::Config, "seal.key", fail)?;
+    durable::create_secret(path, &raw).or_fail(Kind::Config, "seal.key", fail)?;
     Ok(raw)
 }
 

@@ -31,10 +31,10 @@ use axum::{Extension, Json, Router};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, ready};
 use rackline::httpd::{self, Reached};
-use rackline::image::manifest::Boot;
-use rackline::image::{Chunk, Library, Manifest, SignedManifest, SigningKey, catalogue, chunk};
+use rackline::image::chunk::{self, Packed};
+use rackline::image::{Chunk, Library, SigningKey};
 use rackline::link::{SwarmPlan, SwarmReport};
-use rackline::machine::{Digest, Firmware, MachineId};
+use rackline::machine::{Digest, MachineId};
 use rackline::swarm::announce::{Answer, announcer};
 use rackline::swarm::plan::Settings;
 use rackline::swarm::tracker::{Tracker, Who};
@@ -44,6 +44,13 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+
+// The tests use the rest of it.
+#[allow(dead_code)]
+#[path = "../it/fixture.rs"]
+mod fixture;
+
+use fixture::{Image, manifest};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 
@@ -95,7 +102,7 @@ fn option<'a>(options: &'a Options, name: &str) -> Option<&'a str> {
 
 /// The file's bytes stand for frames: what is compressed does not matter here.
 fn cut(file: &Path, images: &Path, kib: u32) -> Result {
-    let data = std::fs::read(file)?;
+    let mut data = std::fs::read(file)?;
     let size = (kib << 10) as usize;
     let mut chunks = Vec::new();
     for (index, piece) in (0..).zip(data.chunks(size)) {
@@ -104,33 +111,12 @@ fn cut(file: &Path, images: &Path, kib: u32) -> Result {
         chunks.push(Chunk { index, offset, length, frame: digest, raw: digest, disk_offset: at.0, raw_length: at.1 });
     }
     let disk_size = chunks.len() as u64 * size as u64;
-    let image = Manifest {
-        name: "bench".into(),
-        release: "1".into(),
-        arch: "amd64".into(),
-        roles: vec![],
-        firmware: vec![Firmware::Bios],
-        disk_size,
-        chunk_size: size as u32,
-        used_bytes: disk_size,
-        data_size: data.len() as u64 + chunk::seek_table_len(chunks.len() as u32),
-        boot: Boot {
-            root_label: "root".into(),
-            release: "1".into(),
-            kernel: "/k".into(),
-            initrd: "/i".into(),
-            command_line: String::new(),
-        },
-        labels: Default::default(),
-        chunks,
-    };
-    let folder = images.join("bench-1");
-    std::fs::create_dir_all(&folder)?;
-    let mut out = File::create(folder.join(catalogue::DATA))?;
-    out.write_all(&data)?;
+    let data_size = data.len() as u64 + chunk::seek_table_len(chunks.len() as u32);
     // Nobody reads the seek table.
-    out.set_len(image.data_size)?;
-    Ok(std::fs::write(folder.join(catalogue::MANIFEST), SignedManifest::sign(&image, &key(images)?)?.encode())?)
+    data.resize(data_size as usize, 0);
+    let packed = Packed { disk_size, chunk_size: size as u32, used_bytes: disk_size, data_size, chunks };
+    Image::sign(manifest("bench", packed), data, &key(images)?).store(images);
+    Ok(())
 }
 
 fn key(images: &Path) -> Result<SigningKey> {

@@ -13,22 +13,23 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path as UrlPath, Query, State};
+use axum::extract::{Path as UrlPath, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
 use rackline::agent::{Options, Roots, run};
-use rackline::image::chunk::{PackOptions, pack};
-use rackline::image::manifest::Boot;
-use rackline::image::{Manifest, SignedManifest, SigningKey};
+use rackline::image::{Manifest, SigningKey};
 use rackline::link::{
     Deploy, Hello, Help, Issued, Leave, Mode, Order, Outcome, ReadBack, Report, Seed, SwarmPlan, SwarmReport, Welcome,
 };
-use rackline::machine::{Digest, Firmware, MachineId, Secret, Serial, TargetRule};
+use rackline::machine::{Digest, MachineId, Secret, Serial, TargetRule};
 use rackline::swarm::{Frame, HttpSource, Limits, Source, Wanted};
 use tokio::sync::watch;
+
+use crate::fixture;
 
 const MIB: usize = 1 << 20;
 const IMAGE: usize = 24 * MIB;
@@ -147,32 +148,8 @@ fn raw_disk(size: usize) -> Vec<u8> {
 }
 
 fn packed(raw: Vec<u8>, key: &SigningKey) -> Image {
-    let mut data = Vec::new();
-    let options = PackOptions { chunk_size: MIB as u32, level: 1, threads: 2 };
-    let packed = pack(&raw[..], raw.len() as u64, &mut data, options, &|_| {}).unwrap();
-    let manifest = Manifest {
-        name: "test".into(),
-        release: "20261121-00000000".into(),
-        arch: "amd64".into(),
-        roles: vec![],
-        firmware: vec![Firmware::Bios],
-        disk_size: packed.disk_size,
-        chunk_size: packed.chunk_size,
-        used_bytes: packed.used_bytes,
-        data_size: packed.data_size,
-        boot: Boot {
-            root_label: "root".into(),
-            release: "6.1".into(),
-            kernel: "/vmlinuz".into(),
-            initrd: "/initrd.img".into(),
-            command_line: "ro".into(),
-        },
-        labels: BTreeMap::new(),
-        chunks: packed.chunks,
-    };
-    let signed = SignedManifest::sign(&manifest, key).unwrap();
-    let digest = signed.digest();
-    Image { raw, manifest, signed: signed.encode(), data, digest, key: key.public().to_string() }
+    let fixture::Image { manifest, signed, data } = fixture::Image::pack("test", &raw, MIB, key);
+    Image { raw, manifest, digest: signed.digest(), signed: signed.encode(), data, key: key.public().to_string() }
 }
 
 // ---- the appliance ----
@@ -265,13 +242,15 @@ impl Appliance {
     }
 
     fn router(self: &Arc<Self>) -> Router {
-        Router::new()
-            .route("/agent/v1/hello", post(hello))
+        let with_token = Router::new()
             .route("/agent/v1/{machine}/order", get(order))
             .route("/agent/v1/{machine}/progress", post(|| async { StatusCode::NO_CONTENT }))
             .route("/agent/v1/{machine}/report", post(report))
             .route("/agent/v1/{machine}/swarm", post(swarm))
             .route("/agent/v1/{machine}/help", get(help))
+            .route_layer(middleware::from_fn(check_token));
+        with_token
+            .route("/agent/v1/hello", post(hello))
             .route("/images/{digest}/manifest", get(manifest))
             .route("/images/{digest}/data", get(data))
             .with_state(Arc::clone(self))
@@ -325,8 +304,11 @@ impl Drop for Server {
     }
 }
 
-fn allowed(headers: &HeaderMap) -> bool {
-    headers.get("authorization").is_some_and(|v| v == &format!("Bearer {TOKEN}"))
+async fn check_token(request: Request, next: Next) -> Response {
+    match request.headers().get("authorization").is_some_and(|v| v == &format!("Bearer {TOKEN}")) {
+        true => next.run(request).await,
+        false => StatusCode::UNAUTHORIZED.into_response(),
+    }
 }
 
 async fn hello(State(a): State<Arc<Appliance>>, Json(hello): Json<Hello>) -> Json<Welcome> {
@@ -334,25 +316,15 @@ async fn hello(State(a): State<Arc<Appliance>>, Json(hello): Json<Hello>) -> Jso
     Json(Welcome { machine: hello.machine, name: "it-1".into(), token: TOKEN.into() })
 }
 
-async fn order(
-    State(a): State<Arc<Appliance>>,
-    Query(query): Query<BTreeMap<String, u64>>,
-    headers: HeaderMap,
-) -> Response {
-    if !allowed(&headers) {
-        return StatusCode::UNAUTHORIZED.into_response();
-    }
+async fn order(State(a): State<Arc<Appliance>>, Query(query): Query<BTreeMap<String, u64>>) -> Json<Issued> {
     let mut orders = a.order.subscribe();
     let after = query["after"];
     let wait = orders.wait_for(|issued| issued.number != after);
     let _ = tokio::time::timeout(Duration::from_secs(5), wait).await;
-    Json(a.order.borrow().clone()).into_response()
+    Json(a.order.borrow().clone())
 }
 
-async fn report(State(a): State<Arc<Appliance>>, headers: HeaderMap, Json(report): Json<Report>) -> StatusCode {
-    if !allowed(&headers) {
-        return StatusCode::UNAUTHORIZED;
-    }
+async fn report(State(a): State<Arc<Appliance>>, Json(report): Json<Report>) -> StatusCode {
     if a.faults.busy.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
         return StatusCode::SERVICE_UNAVAILABLE;
     }
@@ -364,22 +336,14 @@ async fn report(State(a): State<Arc<Appliance>>, headers: HeaderMap, Json(report
     StatusCode::NO_CONTENT
 }
 
-async fn swarm(State(a): State<Arc<Appliance>>, headers: HeaderMap, Json(report): Json<SwarmReport>) -> Response {
+async fn swarm(State(a): State<Arc<Appliance>>, Json(report): Json<SwarmReport>) -> Response {
     match &a.swarm {
-        _ if !allowed(&headers) => StatusCode::UNAUTHORIZED.into_response(),
         Some(swarm) => Json(swarm.report(a.machine, report)).into_response(),
         None => StatusCode::NOT_FOUND.into_response(),
     }
 }
 
-async fn help(
-    State(a): State<Arc<Appliance>>,
-    Query(query): Query<BTreeMap<String, String>>,
-    headers: HeaderMap,
-) -> Response {
-    if !allowed(&headers) {
-        return StatusCode::UNAUTHORIZED.into_response();
-    }
+async fn help(State(a): State<Arc<Appliance>>, Query(query): Query<BTreeMap<String, String>>) -> Response {
     a.kept.lock().unwrap().push(query["kept"].clone());
     let help = match &mut *a.help.lock().unwrap() {
         Some(wanted) => wanted.pop(),
@@ -479,14 +443,16 @@ impl Drop for Living {
     }
 }
 
-/// The code of the failure that the order ended with.
+/// Runs the order to its end.
+async fn end_of_order(appliance: &Arc<Appliance>, machine: &Machine) -> Outcome {
+    let (port, _server) = appliance.serve(0).await;
+    let _agent = Living::start(options(port, appliance, machine));
+    appliance.end().await
+}
+
+/// The code of the failure that the order ends with.
 async fn failure(appliance: &Arc<Appliance>, machine: &Machine) -> String {
-    let (port, server) = appliance.serve(0).await;
-    let agent = Living::start(options(port, appliance, machine));
-    let end = appliance.end().await;
-    drop(agent);
-    drop(server);
-    match end {
+    match end_of_order(appliance, machine).await {
         Outcome::Failed(problem) => problem.code,
         other => panic!("did not fail: {other:?}"),
     }
@@ -600,14 +566,8 @@ async fn lost_connections_and_a_restart_of_the_appliance_cost_only_time() {
     drop(server);
 }
 
-/// Runs the order to its end.
 async fn deployed(appliance: &Arc<Appliance>, machine: &Machine) -> rackline::link::Deployed {
-    let (port, server) = appliance.serve(0).await;
-    let agent = Living::start(options(port, appliance, machine));
-    let end = appliance.end().await;
-    drop(agent);
-    drop(server);
-    match end {
+    match end_of_order(appliance, machine).await {
         Outcome::Deployed(deployed) => *deployed,
         other => panic!("{other:?}"),
     }
@@ -1031,9 +991,7 @@ async fn erasing_keeps_the_kept_and_blanks_the_rest() {
     let machine = Machine::new(&[("vda", &one), ("vdb", &two)]);
     let order = Order::Erase { keep: vec![Serial::parse("SER-vdb").unwrap()] };
     let appliance = Appliance::new(image(IMAGE), order, Faults::default(), || ());
-    let (port, server) = appliance.serve(0).await;
-    let agent = Living::start(options(port, &appliance, &machine));
-    let end = appliance.end().await;
+    let end = end_of_order(&appliance, &machine).await;
     let Outcome::Erased { disks, how } = end else { panic!("{end:?}") };
     assert_eq!(disks, ["vda"]);
     assert!(how.starts_with("vda: "), "{how}");
@@ -1042,8 +1000,6 @@ async fn erasing_keeps_the_kept_and_blanks_the_rest() {
     }
     assert_eq!(how.contains("reads zero"), one.read(40 << 20, MIB).iter().all(|b| *b == 0), "{how}");
     assert!(two.untouched());
-    drop(agent);
-    drop(server);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1052,17 +1008,13 @@ async fn commissioning_tells_what_is_there_and_how_fast_it_is() {
     let machine = Machine::new(&[("vda", &disk)]);
     let order = Order::Commission { bmc_user: None };
     let appliance = Appliance::new(image(IMAGE), order, Faults::default(), || ());
-    let (port, server) = appliance.serve(0).await;
-    let agent = Living::start(options(port, &appliance, &machine));
-    let end = appliance.end().await;
+    let end = end_of_order(&appliance, &machine).await;
     let Outcome::Commissioned { inventory, measured, bmc_user_made } = end else { panic!("{end:?}") };
     assert_eq!(inventory.disks.iter().map(|d| d.size_bytes).collect::<Vec<_>>(), [DISK]);
     let names: Vec<&str> = measured.iter().map(|m| m.name.as_str()).collect();
     assert_eq!(names, ["cpu.blake3", "memory.copy", "disk.read.vda"]);
     assert!(measured.iter().all(|m| m.value > 0.0 && m.unit == "MB/s"));
     assert!(!bmc_user_made && disk.untouched());
-    drop(agent);
-    drop(server);
 }
 
 /// All frames of an image by HTTP with short limits, or the code of the failure.

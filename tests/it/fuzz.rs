@@ -57,8 +57,7 @@ impl Random {
 /// With the input where it fails, so that it can be kept.
 fn run(name: &str, target: Target, input: &[u8]) {
     if std::panic::catch_unwind(|| target(input)).is_err() {
-        let hex: String = input.iter().map(|b| format!("{b:02x}")).collect();
-        panic!("{name} fails on {hex}\nkeep it: xxd -r -p > tests/fuzz/kept/{name}-WHAT");
+        panic!("{name} fails on {}\nkeep it: xxd -r -p > tests/fuzz/kept/{name}-WHAT", hex::encode(input));
     }
 }
 

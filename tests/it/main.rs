@@ -11,6 +11,7 @@ mod delivery;
 mod dhcp_clients;
 mod engine;
 mod firmware;
+mod fixture;
 mod fuzz;
 mod http_files;
 mod image;

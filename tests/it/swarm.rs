@@ -11,10 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};
 use rackline::error::Result;
-use rackline::image::manifest::Boot;
+use rackline::image::chunk::Packed;
 use rackline::image::{Chunk, Manifest};
 use rackline::link::SwarmPlan;
-use rackline::machine::{Digest, Firmware, Secret};
+use rackline::machine::{Digest, Secret};
 use rackline::swarm::wire::{self, Bitmap};
 use rackline::swarm::{
     Fallback, Frame, Holdings, Keep, RamKeep, Relay, RelayLimits, ServeLimits, Server, Source, Wanted, group,
@@ -25,6 +25,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+
+use crate::fixture::{manifest, noise};
 
 /// Longer than anything here may take on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -44,9 +46,7 @@ struct Image {
 impl Image {
     /// The last frame is shorter.
     fn new(name: &str, frames: u32) -> Self {
-        let mut data = vec![0; frames as usize * FRAME - 70_000];
-        blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut data);
-        let data = Bytes::from(data);
+        let data = Bytes::from(noise(name, frames as usize * FRAME - 70_000));
         let size = 512 << 10;
         let chunks = (0..frames).map(|i| {
             let frame = data.slice(i as usize * FRAME..((i as usize + 1) * FRAME).min(data.len()));
@@ -61,27 +61,14 @@ impl Image {
                 raw_length: size,
             }
         });
-        let manifest = Manifest {
-            name: name.into(),
-            release: "1".into(),
-            arch: "amd64".into(),
-            roles: vec![],
-            firmware: vec![Firmware::Bios],
+        let packed = Packed {
             disk_size: u64::from(3 * frames + 1) * u64::from(size),
             chunk_size: size,
             used_bytes: u64::from(frames) * u64::from(size),
             data_size: data.len() as u64,
-            boot: Boot {
-                root_label: "root".into(),
-                release: "1".into(),
-                kernel: "/k".into(),
-                initrd: "/i".into(),
-                command_line: String::new(),
-            },
-            labels: Default::default(),
             chunks: chunks.collect(),
         };
-        Self { digest: Digest::of(name.as_bytes()), manifest: Arc::new(manifest), data }
+        Self { digest: Digest::of(name.as_bytes()), manifest: Arc::new(manifest(name, packed)), data }
     }
 
     fn frame(&self, frame: u32) -> Bytes {

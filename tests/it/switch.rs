@@ -241,13 +241,8 @@ fn told<'a>(env: &'a str, name: &str) -> &'a str {
 }
 
 /// udhcpc hands on an option that it does not know as hexadecimal digits.
-fn text_of(hex: &str) -> String {
-    let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
-    (0..hex.len()).step_by(2).map(|at| char::from(byte(at))).collect()
-}
-
-fn hex(text: &[u8]) -> String {
-    text.iter().map(|b| format!("{b:02x}")).collect()
+fn text_of(digits: &str) -> String {
+    String::from_utf8(hex::decode(digits).unwrap()).unwrap()
 }
 
 fn of<'a>(report: &'a Value, name: &str) -> &'a Value {
@@ -285,8 +280,8 @@ fn switches_of_each_vendor_fetch_their_configuration() {
     }
 
     // SONiC: option 67, JSON that names another one.
-    let id = format!("0x3d:{}", hex(b"SONiC##MSN2700##MT1607X11210"));
-    let class = format!("0x4d:{}", hex(b"SONiC-ZTP"));
+    let id = format!("0x3d:{}", hex::encode(b"SONiC##MSN2700##MT1607X11210"));
+    let class = format!("0x4d:{}", hex::encode(b"SONiC-ZTP"));
     let env =
         lab.lease("7c:fe:90:00:00:01", &["-C", "-V", "Mellanox:MSN2700", "-x", &id, "-x", &class, "-O", "bootfile"]);
     let ztp: Value = serde_json::from_str(&lab.curl(&lab.net.client, &[told(&env, "bootfile")])).unwrap();
@@ -300,7 +295,7 @@ fn switches_of_each_vendor_fetch_their_configuration() {
         "-V",
         "onie_vendor:x86_64-cel_pebble-r0",
         "-x",
-        &format!("0x4d:{}", hex(b"onie_dhcp_user_class")),
+        &format!("0x4d:{}", hex::encode(b"onie_dhcp_user_class")),
         "-O",
         "114",
         "-O",
@@ -309,10 +304,7 @@ fn switches_of_each_vendor_fetch_their_configuration() {
     let env = lab.lease("44:38:39:00:01:02", &onie);
     let url = text_of(told(&env, "opt114"));
     assert_eq!(url, "http://10.77.0.1/boot/switch/c-tor2/installer");
-    assert_eq!(
-        told(&env, "opt125"),
-        format!("0000a67f{:02x}01{:02x}{}", url.len() + 2, url.len(), hex(url.as_bytes()))
-    );
+    assert_eq!(told(&env, "opt125"), format!("0000a67f{:02x}01{:02x}{}", url.len() + 2, url.len(), hex::encode(&url)));
     let headers = ["-H", "ONIE-SERIAL-NUMBER: XYZ123004", "-H", "ONIE-OPERATION: os-install"];
     assert_eq!(lab.curl(&lab.net.client, &[&headers[..], &[&url]].concat()).as_bytes(), INSTALLER);
     let by_header = ["-H", "ONIE-ETH-ADDR: 44:38:39:00:01:02", "http://10.77.0.1/boot/onie"];
@@ -324,7 +316,7 @@ fn switches_of_each_vendor_fetch_their_configuration() {
     assert!(std::fs::read_to_string(script).unwrap().contains("# CUMULUS-AUTOPROVISIONING\n"));
 
     // NX-OS: a script over TFTP, which names the configuration.
-    let id = format!("0x3d:{}", hex(b"\0FDO21120U8N"));
+    let id = format!("0x3d:{}", hex::encode(b"\0FDO21120U8N"));
     let env =
         lab.lease("00:2a:10:00:00:01", &["-C", "-V", "Cisco N9K-C9372PX", "-x", &id, "-O", "tftp", "-O", "bootfile"]);
     assert_eq!(told(&env, "lease"), "3600", "not the short one of strangers: POAP would not take it");

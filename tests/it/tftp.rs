@@ -7,28 +7,31 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rackline::boot::firmware::Files;
 
+use crate::fixture::noise;
 use crate::net::{Appliance, Net, can_run, inside, receive, run, until};
 
 const SERVER: &str = "10.77.0.1:69";
 
-fn noise(size: usize) -> Bytes {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    };
-    (0..size).map(|_| next()).collect::<Vec<u8>>().into()
-}
-
 /// `rolls` has more than 65,535 blocks of 8 bytes.
 fn files() -> Files {
+    let file = |size| Bytes::from(noise("rackline tftp", size));
     let mut files = Files::default();
     files.memory.insert("small".into(), Bytes::from_static(b"hello\nworld"));
-    files.memory.insert("f1".into(), noise(1 << 20));
-    files.memory.insert("rolls".into(), noise(8 * 65_540 + 3));
+    files.memory.insert("f1".into(), file(1 << 20));
+    files.memory.insert("short".into(), file(100_000));
+    files.memory.insert("rolls".into(), file(8 * 65_540 + 3));
     files
+}
+
+/// An appliance with these files and a client, where the tools are there.
+fn lab(tools: &[&str]) -> Option<(Net, Appliance)> {
+    if !can_run(tools) {
+        return None;
+    }
+    let net = Net::new();
+    net.client_address("10.77.0.9/16");
+    let appliance = Appliance::start(&net, files()).unwrap();
+    Some((net, appliance))
 }
 
 fn curl(net: &Net, url: &str, block: u32) -> Vec<u8> {
@@ -42,13 +45,8 @@ fn curl(net: &Net, url: &str, block: u32) -> Vec<u8> {
 
 #[test]
 fn whole_files_with_real_clients() {
-    if !can_run(&["ip", "curl", "tftp", "atftp"]) {
-        return;
-    }
-    let net = Net::new();
-    net.client_address("10.77.0.9/16");
+    let Some((net, appliance)) = lab(&["ip", "curl", "tftp", "atftp"]) else { return };
     let files = files();
-    let appliance = Appliance::start(&net, files.clone()).unwrap();
     for (name, block) in [("f1", 512), ("f1", 1468), ("f1", 65464), ("rolls", 8), ("small", 8)] {
         assert!(curl(&net, &format!("tftp://10.77.0.1/{name}"), block) == files.memory[name], "{name} {block}");
     }
@@ -168,13 +166,8 @@ fn fetch(socket: &UdpSocket, request: &[u8], window: usize, lose: &[usize]) -> V
 
 #[test]
 fn windows_and_losses() {
-    if !can_run(&["ip"]) {
-        return;
-    }
-    let net = Net::new();
-    net.client_address("10.77.0.9/16");
+    let Some((net, _appliance)) = lab(&["ip"]) else { return };
     let files = files();
-    let _appliance = Appliance::start(&net, files.clone()).unwrap();
     let socket = net.socket("0.0.0.0:2070");
     let windowed = b"\0\x01f1\0octet\0blksize\x001468\0windowsize\x0016\0";
     assert!(fetch(&socket, windowed, 16, &[]) == files.memory["f1"]);
@@ -187,14 +180,8 @@ fn windows_and_losses() {
 /// The network loses 3 % of the packets.
 #[test]
 fn a_link_that_loses_packets() {
-    if !can_run(&["ip", "nft", "tftp", "atftp"]) {
-        return;
-    }
-    let net = Net::new();
-    net.client_address("10.77.0.9/16");
-    let mut files = files();
-    files.memory.insert("short".into(), noise(100_000));
-    let appliance = Appliance::start(&net, files.clone()).unwrap();
+    let Some((net, appliance)) = lab(&["ip", "nft", "tftp", "atftp"]) else { return };
+    let files = files();
     // On arrival: what a host drops while it leaves is an error of the sending program.
     let lose = |ns: &str, what: &str| {
         let rule = format!("{what} numgen random mod 100 < 3 drop");
@@ -221,12 +208,7 @@ fn a_link_that_loses_packets() {
 /// What firmware does: ask for the size, stop, and ask again at once, from the same port.
 #[test]
 fn size_probes_and_repeated_requests() {
-    if !can_run(&["ip"]) {
-        return;
-    }
-    let net = Net::new();
-    net.client_address("10.77.0.9/16");
-    let _appliance = Appliance::start(&net, files()).unwrap();
+    let Some((net, _appliance)) = lab(&["ip"]) else { return };
     let socket = net.socket("0.0.0.0:2070");
     let server: SocketAddr = SERVER.parse().unwrap();
     let probe = b"\0\x01small\0octet\0tsize\x000\0blksize\x001468\0";
@@ -262,12 +244,7 @@ fn size_probes_and_repeated_requests() {
 /// GRUB asks for a script that is made by then, while other transfers go on.
 #[test]
 fn a_script_that_is_made_when_asked_for() {
-    if !can_run(&["ip"]) {
-        return;
-    }
-    let net = Net::new();
-    net.client_address("10.77.0.9/16");
-    let appliance = Appliance::start(&net, files()).unwrap();
+    let Some((net, appliance)) = lab(&["ip"]) else { return };
     let socket = net.socket("0.0.0.0:2070");
     for mode in ["octet", "netascii"] {
         let request = format!("\0\x01/grub/52:54:00:77:00:01.cfg\0{mode}\0");
@@ -283,13 +260,7 @@ fn a_script_that_is_made_when_asked_for() {
 
 #[test]
 fn blocks_fill_the_packets_of_the_interface() {
-    if !can_run(&["ip"]) {
-        return;
-    }
-    let net = Net::new();
-    net.client_address("10.77.0.9/16");
-    let files = files();
-    let _appliance = Appliance::start(&net, files.clone()).unwrap();
+    let Some((net, _appliance)) = lab(&["ip"]) else { return };
     let socket = net.socket("0.0.0.0:2070");
     let agreed = |asked: &[u8]| {
         let request = [b"\0\x01f1\0octet\0", asked].concat();
@@ -308,12 +279,7 @@ fn blocks_fill_the_packets_of_the_interface() {
 
 #[test]
 fn hostile_requests_are_refused_or_counted() {
-    if !can_run(&["ip"]) {
-        return;
-    }
-    let net = Net::new();
-    net.client_address("10.77.0.9/16");
-    let appliance = Appliance::start(&net, files()).unwrap();
+    let Some((net, appliance)) = lab(&["ip"]) else { return };
     let socket = net.socket("0.0.0.0:2070");
     let refused = [
         (&b"\0\x01../../etc/shadow\0octet\0"[..], 2),
@@ -357,13 +323,8 @@ fn hostile_requests_are_refused_or_counted() {
 /// Only the machine that asked can move its transfer, or end it.
 #[test]
 fn strangers_have_no_say() {
-    if !can_run(&["ip"]) {
-        return;
-    }
-    let net = Net::new();
-    net.client_address("10.77.0.9/16");
+    let Some((net, appliance)) = lab(&["ip"]) else { return };
     net.client_address("10.77.0.10/16");
-    let appliance = Appliance::start(&net, files()).unwrap();
     let socket = net.socket("10.77.0.9:2070");
     let (_, from) = ask(&socket, SERVER.parse().unwrap(), b"\0\x01small\0octet\0blksize\x008\0");
     let strangers = ["10.77.0.9:2071", "10.77.0.10:2070"].map(|address| net.socket(address));
@@ -385,14 +346,9 @@ fn strangers_have_no_say() {
 /// 2,016 clients of 63 machines in the middle of a transfer, and one machine that asks without end.
 #[test]
 fn thousands_at_once_and_a_flood() {
-    if !can_run(&["ip"]) {
-        return;
-    }
-    let net = Net::new();
-    net.client_address("10.77.0.9/16");
+    let Some((net, appliance)) = lab(&["ip"]) else { return };
     // Every address of it is one of this host.
     run("ip", &["-n", &net.client, "route", "add", "local", "10.77.128.0/24", "dev", "c0"]);
-    let appliance = Appliance::start(&net, files()).unwrap();
     let machines = |host: u8| SocketAddr::new(IpAddr::from([10, 77, 128, host]), 0);
     let clients: Vec<UdpSocket> = inside(&net.client, move || {
         (0..63 * 32).map(|n| UdpSocket::bind(machines((n / 32) as u8 + 1)).unwrap()).collect()

@@ -5,8 +5,8 @@
 //! c0 10.77.0.21 ─── lab0 10.77.0.1  appliance  lab1 10.78.0.1 ─── d0 10.78.0.22
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::collections::HashMap;
+use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -14,13 +14,11 @@ use std::sync::Arc;
 
 use rackline::api;
 use rackline::httpd::{Limits, Server};
-use rackline::image::chunk::{PackOptions, pack};
-use rackline::image::manifest::Boot;
-use rackline::image::{Library, Manifest, SignedManifest, SigningKey};
-use rackline::machine::Firmware;
+use rackline::image::{Library, SigningKey};
 use rackline::swarm::torrent::{Metainfo, Settings, Torrents};
 use tokio_util::sync::CancellationToken;
 
+use crate::fixture::{Image, noise};
 use crate::net::{Net, Running, can_run, command_in, inside, run, until};
 
 /// Not a multiple of a piece.
@@ -38,36 +36,8 @@ struct Site {
 /// A library of one image, whose data does not compress.
 fn library(folder: &Path) -> Library {
     let folder = folder.join("images");
-    let image = folder.join("kvm-1");
-    fs::create_dir_all(&image).unwrap();
-    let mut disk = vec![0; SIZE];
-    blake3::Hasher::new().update(b"rackline torrent").finalize_xof().fill(&mut disk);
-    let options = PackOptions { chunk_size: 1 << 20, level: 1, threads: 2 };
-    let data = File::create(image.join("disk.zst")).unwrap();
-    let packed = pack(&disk[..], SIZE as u64, data, options, &|_| {}).unwrap();
-    let text = String::from;
-    let manifest = Manifest {
-        name: text("kvm"),
-        release: text("1"),
-        arch: text("amd64"),
-        roles: vec![],
-        firmware: vec![Firmware::Bios],
-        disk_size: packed.disk_size,
-        chunk_size: packed.chunk_size,
-        used_bytes: packed.used_bytes,
-        data_size: packed.data_size,
-        boot: Boot {
-            root_label: text("root"),
-            release: text("6.1"),
-            kernel: text("/vmlinuz"),
-            initrd: text("/initrd.img"),
-            command_line: text("ro"),
-        },
-        labels: BTreeMap::new(),
-        chunks: packed.chunks,
-    };
     let key = SigningKey::generate().unwrap();
-    fs::write(image.join("manifest"), SignedManifest::sign(&manifest, &key).unwrap().encode()).unwrap();
+    let image = Image::pack("kvm", &noise("rackline torrent", SIZE), 1 << 20, &key).store(&folder);
     // As the seeder finds it where images are not its own: it must not need to write.
     let mut only_read = fs::metadata(image.join("disk.zst")).unwrap().permissions();
     only_read.set_readonly(true);

@@ -1,7 +1,6 @@
 //! Three machines get one image from each other by the plans of a real appliance: its API, its frame server, its timeline.
 //! On the loopback, each machine with an address of its own.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
@@ -12,12 +11,10 @@ use rackline::api;
 use rackline::bmc::{Fleet, Settings as BmcSettings};
 use rackline::engine::{About, Engine, SeedFacts, Site};
 use rackline::httpd;
-use rackline::image::chunk::{PackOptions, pack};
-use rackline::image::manifest::Boot;
-use rackline::image::{Library, Manifest, SignedManifest, SigningKey};
+use rackline::image::{Library, Manifest, SigningKey};
 use rackline::lifecycle::{AgentSeen, Event, Expectation, State};
 use rackline::link::{Help, Mode, SwarmPlan, SwarmReport, SwarmSource};
-use rackline::machine::{Digest, Firmware, MachineId, Place, Serial};
+use rackline::machine::{Digest, MachineId, Place, Serial};
 use rackline::store::seal::Seal;
 use rackline::store::{self, Db};
 use rackline::swarm::announce::{Answer, announcer, linger};
@@ -27,6 +24,8 @@ use rackline::swarm::{Frame, Holdings, RamKeep, Relay, RelayLimits, ServeLimits,
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+use crate::fixture::{Image, noise};
 
 const MIB: usize = 1 << 20;
 const IMAGE: usize = 20 * MIB;
@@ -49,38 +48,9 @@ impl Home {
     fn new() -> Self {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let key = SigningKey::load_or_create(&dir.path().join("signing.key")).unwrap();
-        let mut disk = vec![0; IMAGE];
-        blake3::Hasher::new().update(b"rackline tracker").finalize_xof().fill(&mut disk);
-        let mut data = Vec::new();
-        let options = PackOptions { chunk_size: (MIB / 2) as u32, level: 1, threads: 2 };
-        let packed = pack(&disk[..], IMAGE as u64, &mut data, options, &|_| {}).unwrap();
-        let boot = Boot {
-            root_label: "root".into(),
-            release: "6.1".into(),
-            kernel: "/vmlinuz".into(),
-            initrd: "/initrd.img".into(),
-            command_line: "ro".into(),
-        };
-        let manifest = Manifest {
-            name: "test".into(),
-            release: "20261121-00000000".into(),
-            arch: "amd64".into(),
-            roles: vec![],
-            firmware: vec![Firmware::Bios],
-            disk_size: packed.disk_size,
-            chunk_size: packed.chunk_size,
-            used_bytes: packed.used_bytes,
-            data_size: packed.data_size,
-            boot,
-            labels: BTreeMap::new(),
-            chunks: packed.chunks,
-        };
-        let signed = SignedManifest::sign(&manifest, &key).unwrap();
-        let folder = dir.path().join("images/test-20261121-00000000");
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("disk.zst"), &data).unwrap();
-        std::fs::write(folder.join("manifest"), signed.encode()).unwrap();
-        Self { dir, digest: signed.digest(), manifest: Arc::new(manifest), data }
+        let image = Image::pack("test", &noise("rackline tracker", IMAGE), MIB / 2, &key);
+        image.store(&dir.path().join("images"));
+        Self { dir, digest: image.signed.digest(), manifest: Arc::new(image.manifest), data: image.data }
     }
 
     /// Of a machine that has nothing yet.
@@ -329,12 +299,12 @@ async fn three_machines_follow_one_another_and_the_shares_are_counted() {
         (appliance, String::from_utf8(run.stdout).unwrap())
     });
     let (appliance, table) = table.await.unwrap();
-    assert!(table.starts_with("test-20261121-00000000, 20 MiB: 3 of 3 machines have it"), "{table}");
+    assert!(table.starts_with("test-1, 20 MiB: 3 of 3 machines have it"), "{table}");
     assert!(names.iter().all(|name| table.lines().any(|l| l.contains(name) && l.contains("100 %"))), "{table}");
     for (id, from) in ids.iter().zip(&from) {
         let peers: u64 = from.iter().filter(|s| s.address != appliance.frames).map(|s| s.bytes).sum();
         let all: u64 = from.iter().map(|s| s.bytes).sum();
-        let sentence = appliance.told(*id, "has all of test-20261121-00000000").await;
+        let sentence = appliance.told(*id, "has all of test-1").await;
         assert!(sentence.ends_with(&format!("{} % from other machines", peers * 100 / all)), "{sentence}");
     }
 }
@@ -361,7 +331,7 @@ async fn a_machine_that_loses_power_is_closed_up_around() {
     let front = before.members[2].follows.clone().unwrap();
     let victim = before.members.iter().position(|m| m.name == front).unwrap();
     machines.remove(victim).0.shutdown_background();
-    appliance.told(ids[victim], "fell silent while it fetched test-20261121-00000000").await;
+    appliance.told(ids[victim], "fell silent while it fetched test-1").await;
     assert_eq!(appliance.swarm().await.unwrap().members[victim].state, "silent");
     let mut from: Vec<Vec<SwarmSource>> = Vec::new();
     for (runtime, running) in machines {
@@ -450,7 +420,7 @@ async fn what_machines_say_is_held_against_what_is_known() {
 
     let accuses = SwarmReport { garbage: vec![peer], ..report.clone() };
     assert_eq!(two.plan(&accuses).await.predecessors, [appliance.frames]);
-    appliance.told(first, "sent kvm-2 data that is not of test-20261121-00000000").await;
+    appliance.told(first, "sent kvm-2 data that is not of test-1").await;
     appliance.told(second, "got data from kvm-1").await;
     assert_eq!(
         one.plan(&report).await.predecessors[0],
@@ -463,7 +433,7 @@ async fn what_machines_say_is_held_against_what_is_known() {
         two.plan(&report).await;
         tokio::time::sleep(Duration::from_millis(900)).await;
     }
-    appliance.told(first, "fell silent while it fetched test-20261121-00000000").await;
+    appliance.told(first, "fell silent while it fetched test-1").await;
     let states: Vec<String> = appliance.swarm().await.unwrap().members.into_iter().map(|m| m.state).collect();
     assert_eq!(states, ["silent", "fetching"]);
 }

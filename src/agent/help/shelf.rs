@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
 
+use crate::durable;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::machine::Digest;
 use crate::swarm::FileKeep;
@@ -132,13 +133,7 @@ impl Part {
     pub fn finish(&self) -> Result<()> {
         let failed = || format!("{} cannot be finished", self.path.display());
         let whole = self.path.with_extension(WHOLE);
-        let folder = whole.parent().unwrap_or(Path::new("/"));
-        let finished = self
-            .file
-            .sync_all()
-            .and_then(|()| std::fs::rename(&self.path, &whole))
-            .and_then(|()| File::open(folder)?.sync_all());
-        finished.or_fail(Kind::Internal, "swarm.keep", failed)?;
+        durable::rename(&self.path, &whole).or_fail(Kind::Internal, "swarm.keep", failed)?;
         self.whole.store(true, Ordering::Relaxed);
         Ok(())
     }

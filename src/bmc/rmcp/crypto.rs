@@ -142,17 +142,13 @@ impl Keys {
 mod tests {
     use super::*;
 
-    fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|b| format!("{b:02x}")).collect()
-    }
-
     #[test]
     fn digests_of_the_rfcs() {
         // RFC 2202 case 2 and RFC 4231 case 2, given in two parts.
         let parts: &[&[u8]] = &[b"what do ya want ", b"for nothing?"];
-        assert_eq!(hex(&Suite::Three.mac(b"Jefe", parts)), "effcdf6ae5eb2fa2d27416d5f184df9c259a7c79");
+        assert_eq!(hex::encode(Suite::Three.mac(b"Jefe", parts)), "effcdf6ae5eb2fa2d27416d5f184df9c259a7c79");
         assert_eq!(
-            hex(&Suite::Seventeen.mac(b"Jefe", parts)),
+            hex::encode(Suite::Seventeen.mac(b"Jefe", parts)),
             "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
         );
     }

@@ -377,8 +377,10 @@ mod tests {
             remote: 0x0807_0605,
         };
         let code = |suite| party(suite).code2(&[0xbb; 16], &[0xcc; 16], &[0xdd; 16]);
-        let hex = |bytes: Vec<u8>| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-        assert_eq!(hex(code(Suite::Three)), "353994b72d552be9b3f159aed47ade31a07343c1");
-        assert_eq!(hex(code(Suite::Seventeen)), "73eeceafd261cd2bd01aa3a3aaeea3811a4c7fa77d6710c90a6b6e291f8e76e4");
+        assert_eq!(hex::encode(code(Suite::Three)), "353994b72d552be9b3f159aed47ade31a07343c1");
+        assert_eq!(
+            hex::encode(code(Suite::Seventeen)),
+            "73eeceafd261cd2bd01aa3a3aaeea3811a4c7fa77d6710c90a6b6e291f8e76e4"
+        );
     }
 }

@@ -122,12 +122,7 @@ impl Settings {
 fn raw_bytes(value: &str) -> Option<Vec<u8>> {
     let bytes: Vec<u8> = match value.strip_prefix("0x") {
         None => value.as_bytes().to_vec(),
-        Some(digits) if digits.len() % 2 == 0 && digits.bytes().all(|b| b.is_ascii_hexdigit()) => digits
-            .as_bytes()
-            .chunks(2)
-            .map(|pair| std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok()))
-            .collect::<Option<_>>()?,
-        Some(_) => return None,
+        Some(digits) => hex::decode(digits).ok()?,
     };
     (1..=255).contains(&bytes.len()).then_some(bytes)
 }

@@ -53,7 +53,7 @@ pub fn id_text(id: &[u8]) -> String {
     let text = id.strip_suffix(&[0]).unwrap_or(id);
     match !text.is_empty() && text.iter().all(|b| b.is_ascii_graphic() || *b == b' ') {
         true => String::from_utf8_lossy(text).into_owned(),
-        false => id.iter().fold("0x".to_owned(), |hex, byte| hex + &format!("{byte:02x}")),
+        false => format!("0x{}", hex::encode(id)),
     }
 }
 

@@ -143,10 +143,9 @@ const POAP: &str = "poap.py";
 
 /// NX-OS checks its script: the second line has the MD5 of the others.
 fn with_checksum(script: &str) -> String {
-    let digest = md5::Md5::digest(script.as_bytes());
-    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex::encode(md5::Md5::digest(script.as_bytes()));
     let (first, rest) = script.split_once('\n').unwrap_or((script, ""));
-    format!("{first}\n#md5sum=\"{hex}\"\n{rest}")
+    format!("{first}\n#md5sum=\"{digest}\"\n{rest}")
 }
 
 /// The name of a document on the TFTP server, for the systems that fetch by TFTP.

@@ -80,7 +80,7 @@ impl Sha256 {
     }
 
     pub fn hex(&self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(self.0)
     }
 
     fn blob(&self) -> PathBuf {

@@ -21,6 +21,7 @@ use super::cache::Cache;
 use super::disk_full;
 use super::recipe::Recipe;
 use super::tool::{Progress, Tools};
+use crate::durable;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::machine::Role;
 
@@ -93,7 +94,7 @@ pub fn preload(options: &Options, progress: &dyn Progress) -> Result<Flattened> 
     fs::create_dir_all(&folder).map_err(|e| disk_full(e, DOING))?;
     // `/` and `:` have no place in a file name; `+` and `@` have none in a tag.
     let archive = folder.join(format!("{}.tar", tag.replace('/', "+").replace(':', "@")));
-    fs::rename(&out, &archive).map_err(|e| disk_full(e, DOING))?;
+    durable::rename(&out, &archive).map_err(|e| disk_full(e, DOING))?;
     Ok(Flattened { archive, tag, layers: image.layers.len(), before: room.used, after, devices })
 }
 
@@ -171,7 +172,7 @@ fn write(
     let mut watched = Watched { inner: &mut flat, tools, done: 0, total: size };
     add(&layer_name, size, &mut watched).map_err(|e| stopped_or(tools, e))?;
     let file = archive.into_inner().and_then(|b| b.into_inner().map_err(io::IntoInnerError::into_error));
-    file.and_then(|f| f.sync_all()).map_err(failed)?;
+    file.map_err(failed)?;
     Ok(size)
 }
 

@@ -16,6 +16,7 @@ use std::path::Path;
 use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, digest};
 
 use super::bencode::Value;
+use crate::durable;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::image::Entry;
 use crate::machine::Digest;
@@ -36,7 +37,7 @@ pub struct InfoHash(pub [u8; SHA1]);
 
 impl fmt::Display for InfoHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex::encode(self.0))
     }
 }
 
@@ -130,12 +131,8 @@ fn hash(data: &Path, length: u64) -> Result<Vec<u8>> {
 
 /// Under its final name only when it is whole.
 fn keep(image: &Entry, pieces: &[u8]) -> std::io::Result<()> {
-    let path = image.data.with_file_name(KEPT);
-    let part = path.with_extension(format!("part-{}", std::process::id()));
     let kept = [pieces, &seal_of(image.digest, pieces)].concat();
-    fs::write(&part, kept).and_then(|()| fs::rename(&part, &path)).inspect_err(|_| {
-        let _ = fs::remove_file(&part);
-    })
+    durable::replace(&image.data.with_file_name(KEPT), &kept)
 }
 
 fn seal_of(image: Digest, pieces: &[u8]) -> [u8; 32] {
