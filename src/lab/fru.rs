@@ -145,6 +145,13 @@ pub const SENSORS: [Sensor; 6] = [
 ];
 
 impl Sensor {
+    /// What a raw reading means, in the sensor's unit.
+    pub fn value(&self, raw: u8) -> f64 {
+        let step = f64::from(self.m) * 10f64.powi(i32::from(self.exponent));
+        // Free of the noise that binary fractions bring.
+        (f64::from(raw) * step * 1000.0).round() / 1000.0
+    }
+
     /// Which thresholds can be read and set: bit 5 upper non-recoverable to bit 0 lower non-critical.
     fn mask(&self) -> u8 {
         if self.lower.is_some() { 0x3f } else { 0x38 }

@@ -23,6 +23,7 @@ mod net;
 mod preflight;
 mod qmp;
 mod rack;
+pub mod redfish;
 mod report;
 mod spec;
 mod text;
