@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::act::{Limits, perform};
 use super::ipmi::{Ipmi, Records};
+use super::redfish::{self, Fingerprint, Trust};
 use super::rmcp::{Pace, Session, Suite, whose};
 use super::{Access, Answer, Command, Protocol};
 use crate::error::{Error, Result};
@@ -107,12 +108,50 @@ struct Due {
 /// What is known of one BMC; held by whoever has the turn.
 #[derive(Default)]
 struct Slot {
-    session: Option<(Session, Access)>,
+    session: Option<(Line, Access)>,
     suite: Option<Suite>,
+    /// The certificate that it proved itself with, and at which address.
+    certificate: Option<(SocketAddr, Fingerprint)>,
     records: Option<Records>,
     refused: Option<Refused>,
     silences: u32,
     left_alone_until: Option<Instant>,
+}
+
+/// A session by either protocol.
+enum Line {
+    Ipmi(Session),
+    Redfish(Box<redfish::Session>),
+}
+
+impl Line {
+    fn last_used(&self) -> Instant {
+        match self {
+            Line::Ipmi(session) => session.last_used(),
+            Line::Redfish(session) => session.last_used(),
+        }
+    }
+
+    fn begin(&mut self, deadline: Instant) {
+        match self {
+            Line::Ipmi(session) => session.begin(deadline),
+            Line::Redfish(session) => session.begin(deadline),
+        }
+    }
+
+    fn heard(&self) -> bool {
+        match self {
+            Line::Ipmi(session) => session.heard(),
+            Line::Redfish(session) => session.heard(),
+        }
+    }
+
+    async fn close(self) {
+        match self {
+            Line::Ipmi(session) => session.close().await,
+            Line::Redfish(session) => session.close().await,
+        }
+    }
 }
 
 struct Refused {
@@ -219,24 +258,34 @@ impl Slot {
     }
 
     async fn open(&mut self, access: &Access, settings: &Settings, deadline: Instant) -> Result<()> {
-        let opened = match access.doors.way() {
+        let line = match access.doors.way() {
             Some((Protocol::Ipmi, address)) => {
-                Session::open(access, address, settings.pace, self.suite, deadline).await
+                let opened = Session::open(access, address, settings.pace, self.suite, deadline).await;
+                // The suites of a BMC change with its settings and its firmware.
+                self.suite = opened.as_ref().ok().map(Session::suite);
+                Line::Ipmi(opened?)
             }
-            _ => Err(Error::refused("bmc.unsupported", "Redfish is not spoken by this release")
-                .hint("give the BMC's IPMI address")),
+            Some((Protocol::Redfish, address)) => {
+                let known = self.certificate.filter(|(at, _)| *at == address);
+                let trust = known.map_or(Trust::FirstUse, |(_, certificate)| Trust::Pinned(certificate));
+                let session = redfish::Session::open(access, address, trust, deadline).await?;
+                self.certificate = session.certificate().map(|certificate| (address, certificate));
+                Line::Redfish(Box::new(session))
+            }
+            None => return Err(Error::config("bmc.unknown", "a BMC has no address")),
         };
-        // The suites of a BMC change with its settings and its firmware.
-        self.suite = opened.as_ref().ok().map(Session::suite);
-        self.session = Some((opened?, access.clone()));
+        self.session = Some((line, access.clone()));
         Ok(())
     }
 
     async fn perform(&mut self, command: &Command, limits: &Limits) -> Result<Answer> {
-        let Some((session, _)) = &mut self.session else {
-            return Err(Error::internal("bmc.session", "a command without a session"));
-        };
-        perform(&mut Ipmi { session, records: &mut self.records }, command, limits).await
+        match &mut self.session {
+            Some((Line::Ipmi(session), _)) => {
+                perform(&mut Ipmi { session, records: &mut self.records }, command, limits).await
+            }
+            Some((Line::Redfish(session), _)) => perform(session.as_mut(), command, limits).await,
+            None => Err(Error::internal("bmc.session", "a command without a session")),
+        }
     }
 
     fn heard(&self) -> bool {

@@ -1,17 +1,18 @@
 //! Power, boot device, sensors and identity of a machine through its BMC.
 //!
 //! ```text
-//! engine ── Command ──► Fleet ── one at a time per BMC ──► act ──► trait Bmc ──► ipmi ──► rmcp ──► the BMC
-//!        ◄── Answer ───  sessions, tries, deadlines         look, do, read back
+//! engine ── Command ──► Fleet ── one at a time per BMC ──► act ──► trait Bmc ─┬► ipmi ──► rmcp ──► the BMC
+//!        ◄── Answer ───  sessions, tries, deadlines         look, do, read back └► redfish ──────►
 //! ```
 //!
 //! [`Fleet::run`] is the door. [`act`] holds the policy that is the same for all protocols: look before acting, read back
-//! after. [`Bmc`] is what a protocol has to offer for that; IPMI 2.0 over the network ([`ipmi`], [`rmcp`]) is the first.
+//! after. [`Bmc`] is what a protocol has to offer for that: IPMI 2.0 over the network ([`ipmi`], [`rmcp`]) and [`redfish`].
 
 pub mod act;
 pub mod command;
 pub mod fleet;
 pub mod ipmi;
+pub mod redfish;
 pub mod rmcp;
 
 use std::future::Future;
