@@ -27,7 +27,7 @@ use super::bmc_proxy::{Proxy, Weather};
 use super::bmc_sim::Sim;
 
 /// A loopback address that no other test has: the process id keeps two runs apart, the count two tests.
-fn address() -> Ipv4Addr {
+pub fn address() -> Ipv4Addr {
     static COUNT: AtomicU32 = AtomicU32::new(1);
     let [_, b, c, d] = (std::process::id().wrapping_mul(251) + COUNT.fetch_add(1, Relaxed)).to_be_bytes();
     Ipv4Addr::new(127, b | 0x40, c, d.clamp(1, 254))
@@ -37,16 +37,17 @@ fn free_port(ip: Ipv4Addr) -> SocketAddr {
     StdSocket::bind((ip, 0)).unwrap().local_addr().unwrap()
 }
 
-fn access(address: SocketAddr) -> Access {
+pub fn access(address: SocketAddr) -> Access {
     Access { doors: Doors::ipmi(address), user: "admin".into(), password: Secret::new("calvin-lab") }
 }
 
 /// Short waits: everything is on this machine.
-fn settings() -> Settings {
+pub fn settings() -> Settings {
     let ms = Duration::from_millis;
     Settings {
         pace: Pace { first: ms(150), longest: ms(600), answer: ms(6000), open: ms(8000) },
         limits: Limits { confirm: ms(4000), cycle: ms(1500), look: ms(50) },
+        log_in_gap: ms(50),
         ..Settings::default()
     }
 }
@@ -216,7 +217,7 @@ async fn failure(fleet: &Fleet, access: &Access, command: Command) -> rackline::
 }
 
 /// Waits for what another task does.
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !is_so() {
         assert!(Instant::now() < deadline, "{what}");

@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::ipmi::app::{CloseSession, Privilege, SetSessionPrivilege};
 use crate::ipmi::message::{lan_request, lan_response};
 use crate::ipmi::user::{NAME_MAX, PASSWORD_MAX};
-use crate::ipmi::{Ask, Fault, Request, Response};
+use crate::ipmi::{Ask, Completion, Fault, Request, Response};
 
 /// Between two tries of a command that the BMC was too busy for.
 const BUSY: Duration = Duration::from_millis(250);
@@ -76,11 +76,13 @@ pub struct Session {
     /// No call goes on past this, whatever it waits for.
     deadline: Instant,
     heard: bool,
+    /// More may be done than what a session starts with.
+    raised: bool,
     last_used: Instant,
 }
 
 impl Session {
-    /// Logs in and takes the highest privilege that the user has.
+    /// Logs in. What takes more than the privilege User comes after [`Session::raise`].
     pub async fn open(
         access: &Access,
         address: SocketAddr,
@@ -97,7 +99,7 @@ impl Session {
         let mut wire =
             Wire::connect(address, pace).await.map_err(|e| unreachable(&whose, address, Duration::ZERO, Some(e)))?;
         let made = handshake::open(&mut wire, access, &whose, known).await?;
-        let mut session = Self {
+        Ok(Self {
             wire,
             address,
             whose,
@@ -110,26 +112,32 @@ impl Session {
             number: 0,
             deadline,
             heard: false,
+            raised: false,
             last_used: Instant::now(),
-        };
-        session.raise().await?;
-        Ok(session)
+        })
     }
 
-    /// Administrator, else Operator, which is enough for power and boot device.
-    async fn raise(&mut self) -> Result<()> {
-        if self.ask(&SetSessionPrivilege(Privilege::Administrator)).await?.is_ok() {
+    /// From User, as which every session starts, to Administrator, else to Operator, which is enough for power and boot
+    /// device.
+    pub async fn raise(&mut self) -> Result<()> {
+        if self.raised {
             return Ok(());
         }
-        match self.ask(&SetSessionPrivilege(Privilege::Operator)).await? {
-            Ok(_) => Ok(()),
-            Err(fault) => {
-                let why = fault.into_error(&self.whose);
-                Err(Error::refused("bmc.privilege", format!("the user has too few rights on {}", self.whose))
-                    .because(why)
-                    .hint("give the BMC user the privilege Administrator, or at least Operator"))
-            }
+        if self.set_level(Privilege::Administrator).await?.is_err()
+            && let Err(fault) = self.set_level(Privilege::Operator).await?
+        {
+            let why = fault.into_error(&self.whose);
+            return Err(Error::refused("bmc.privilege", format!("the user has too few rights on {}", self.whose))
+                .because(why)
+                .hint("give the BMC user the privilege Administrator, or at least Operator"));
         }
+        self.raised = true;
+        Ok(())
+    }
+
+    async fn set_level(&mut self, level: Privilege) -> Result<Result<u8, Fault>> {
+        let ask = SetSessionPrivilege(level);
+        Ok(ask.settle(&self.patiently(&ask.request(), Repeat::Soon).await?))
     }
 
     pub fn whose(&self) -> &str {
@@ -160,8 +168,18 @@ impl Session {
         Ok(ask.settle(&self.exchange(&ask.request(), Repeat::Soon).await?))
     }
 
-    /// One command; asked again while the BMC says that it is busy.
+    /// One command; asked again with more rights where the BMC wants them for it, although the specification does not.
     pub async fn exchange(&mut self, request: &Request, repeat: Repeat) -> Result<Response> {
+        let response = self.patiently(request, repeat).await?;
+        if response.completion != Completion::INSUFFICIENT_PRIVILEGE || self.raised {
+            return Ok(response);
+        }
+        self.raise().await?;
+        self.patiently(request, repeat).await
+    }
+
+    /// Asks again while the BMC says that it is busy.
+    async fn patiently(&mut self, request: &Request, repeat: Repeat) -> Result<Response> {
         loop {
             let response = self.once(request, repeat).await?;
             if !response.completion.is_passing() || Instant::now() + BUSY >= self.deadline {

@@ -1,15 +1,37 @@
 //! A BMC in memory, written from the IPMI 2.0 specification and sharing no codec with the client: RMCP+ with cipher
-//! suites 3 and 17, chassis commands, and the faults that a test asks for. `ipmitool` is run against it too, so that
-//! client and simulator cannot be wrong together.
+//! suites 3 and 17, chassis commands, sensors, event log, and the faults that a test asks for. `ipmitool` is run against
+//! it too, so that client and simulator cannot be wrong together.
+//!
+//! The benchmarks run thousands of them in one process, each with an address and a [`Manner`] of its own.
+
+pub mod records;
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::cipher::{AES_128, DecryptingKey, DecryptionContext, EncryptingKey, UnboundCipherKey};
 use aws_lc_rs::iv::FixedLength;
 use aws_lc_rs::{hmac, rand};
+use records::Records;
 use tokio::net::UdpSocket;
+
+/// How a BMC keeps its client waiting.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Manner {
+    /// From each request to its answer.
+    pub latency: Duration,
+    /// Hears everything and says nothing.
+    pub dead: bool,
+    /// Answers that are lost, in percent.
+    pub loss: u32,
+    /// Answers that come a second time, late, in percent.
+    pub doubled: u32,
+    /// Answers before which the same comes with another session's id, in percent.
+    pub misled: u32,
+}
 
 pub struct Sim {
     pub address: SocketAddr,
@@ -36,11 +58,20 @@ pub struct State {
     pub busy: u32,
     /// Each answer within a session also a second time, and before it once with a bit changed.
     pub noisy: bool,
+    pub manner: Manner,
+    /// Sessions at once; one more is refused, and those that nobody used for [`SESSION_IDLE`] are dropped first.
+    pub sessions_max: usize,
+    pub records: Records,
     /// Chassis Control commands that were carried out, and set-ups that were begun.
     pub controls: Vec<u8>,
     pub opened: u32,
     pub closed: u32,
+    /// Packets that came, requests in a session that were seen, and the most sessions that there were at once.
+    pub heard: u32,
+    pub requests: u32,
+    pub most: usize,
     pub sessions: HashMap<u32, Session>,
+    dice: u32,
 }
 
 pub struct Session {
@@ -53,8 +84,11 @@ pub struct Session {
     active: bool,
     level: u8,
     sequence: u32,
+    used: Instant,
 }
 
+/// Section 6.12.15: 60 s, give or take 3.
+const SESSION_IDLE: Duration = Duration::from_secs(60);
 const GUID: [u8; 16] = *b"simulated-bmc-01";
 
 fn mac(suite: u8, key: &[u8], data: &[u8]) -> Vec<u8> {
@@ -74,9 +108,41 @@ fn sum(bytes: &[u8]) -> u8 {
 
 impl Sim {
     pub async fn start(address: &str) -> Self {
-        let socket = UdpSocket::bind(address).await.unwrap();
-        let address = socket.local_addr().unwrap();
-        let state = Arc::new(Mutex::new(State {
+        Self::with(address.parse().unwrap(), |_| ()).await.unwrap()
+    }
+
+    /// Changes the BMC before anybody can see it.
+    pub async fn with(address: SocketAddr, change: impl FnOnce(&mut State)) -> io::Result<Self> {
+        let socket = Arc::new(UdpSocket::bind(address).await?);
+        let address = socket.local_addr()?;
+        let mut state = State::new(address);
+        change(&mut state);
+        let state = Arc::new(Mutex::new(state));
+        let shared = state.clone();
+        let task = tokio::spawn(async move {
+            let mut buffer = [0u8; 2048];
+            while let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
+                let answers = shared.lock().unwrap().answers(&buffer[..length]);
+                for (wait, answer) in answers {
+                    if wait.is_zero() {
+                        let _ = socket.send_to(&answer, peer).await;
+                        continue;
+                    }
+                    let socket = socket.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep(wait).await;
+                        let _ = socket.send_to(&answer, peer).await;
+                    });
+                }
+            }
+        });
+        Ok(Self { address, state, task })
+    }
+}
+
+impl State {
+    fn new(address: SocketAddr) -> Self {
+        Self {
             suites: vec![3, 17],
             user: "admin",
             password: "calvin-lab",
@@ -86,33 +152,57 @@ impl Sim {
             deaf: false,
             busy: 0,
             noisy: false,
+            manner: Manner::default(),
+            sessions_max: 64,
+            records: Records::default(),
             controls: Vec::new(),
             opened: 0,
             closed: 0,
+            heard: 0,
+            requests: 0,
+            most: 0,
             sessions: HashMap::new(),
-        }));
-        let shared = state.clone();
-        let task = tokio::spawn(async move {
-            let mut buffer = [0u8; 2048];
-            while let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
-                let answer = shared.lock().unwrap().packet(&buffer[..length]);
-                let noisy = shared.lock().unwrap().noisy;
-                let Some(answer) = answer else { continue };
-                if noisy && answer[5] == 0xc0 {
-                    let mut bad = answer.clone();
-                    let middle = bad.len() / 2;
-                    bad[middle] ^= 4;
-                    let _ = socket.send_to(&bad, peer).await;
-                    let _ = socket.send_to(&answer, peer).await;
-                }
-                let _ = socket.send_to(&answer, peer).await;
-            }
-        });
-        Self { address, state, task }
+            dice: match address.ip() {
+                std::net::IpAddr::V4(ip) => ip.to_bits(),
+                std::net::IpAddr::V6(_) => 1,
+            },
+        }
     }
-}
 
-impl State {
+    fn roll(&mut self, percent: u32) -> bool {
+        // The generator of Numerical Recipes; its upper bits are good enough for faults.
+        self.dice = self.dice.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (self.dice >> 16) % 100 < percent
+    }
+
+    /// What goes out for this packet, and when.
+    fn answers(&mut self, packet: &[u8]) -> Vec<(Duration, Vec<u8>)> {
+        self.heard += 1;
+        let manner = self.manner;
+        let Some(answer) = (!manner.dead).then(|| self.packet(packet)).flatten() else { return Vec::new() };
+        let wait = manner.latency;
+        let in_session = answer[5] == 0xc0;
+        let mut out = Vec::new();
+        if self.noisy && in_session {
+            let mut bad = answer.clone();
+            let middle = bad.len() / 2;
+            bad[middle] ^= 4;
+            out.extend([(wait, bad), (wait, answer.clone())]);
+        }
+        if self.roll(manner.misled) && in_session {
+            let mut other = answer.clone();
+            other[6] ^= 0x55;
+            out.push((wait, other));
+        }
+        if self.roll(manner.doubled) {
+            out.push((wait * 3, answer.clone()));
+        }
+        if !self.roll(manner.loss) {
+            out.push((wait, answer));
+        }
+        out
+    }
+
     fn packet(&mut self, p: &[u8]) -> Option<Vec<u8>> {
         if p.get(..4)? != [6, 0, 255, 7] {
             return None;
@@ -145,6 +235,12 @@ impl State {
         if !self.suites.contains(&suite) {
             return Some(unsigned(0x11, &[&[p[0], 0x11, 0, 0], &p[4..8]]));
         }
+        if self.sessions.len() >= self.sessions_max {
+            self.sessions.retain(|_, session| session.used.elapsed() < SESSION_IDLE);
+        }
+        if self.sessions.len() >= self.sessions_max {
+            return Some(unsigned(0x11, &[&[p[0], 0x01, 0, 0], &p[4..8]]));
+        }
         let id = u32::from_le_bytes(random()) | 1;
         let session = Session {
             remote: p[4..8].try_into().unwrap(),
@@ -156,8 +252,10 @@ impl State {
             active: false,
             level: 2,
             sequence: 0,
+            used: Instant::now(),
         };
         self.sessions.insert(id, session);
+        self.most = self.most.max(self.sessions.len());
         Some(unsigned(0x11, &[&[p[0], 0, 4, 0], &p[4..8], &id.to_le_bytes(), &p[8..32]]))
     }
 
@@ -205,6 +303,8 @@ impl State {
 
     fn sealed(&mut self, id: u32, packet: &[u8], payload: &[u8]) -> Option<Vec<u8>> {
         let mut session = self.sessions.remove(&id).filter(|s| s.active)?;
+        session.used = Instant::now();
+        self.requests += 1;
         let cut = if session.suite == 17 { 16 } else { 12 };
         let k1 = mac(session.suite, &session.sik, &[1; 20]);
         let k2 = mac(session.suite, &session.sik, &[2; 20]);
@@ -306,7 +406,7 @@ impl State {
             (0, 8) if data[0] == 5 => vec![0],
             (0, 8) => vec![0x80],
             (0, 9) => [&[0, 1, 5], &self.boot[..]].concat(),
-            _ => vec![0xc1],
+            _ => self.records.command(netfn, cmd, data).unwrap_or(vec![0xc1]),
         }
     }
 }

@@ -1,0 +1,159 @@
+//! One BMC as whoever has its turn sees it: the session, and what was learnt that makes the next command cheaper.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::Settings;
+use crate::bmc::act::{Limits, perform};
+use crate::bmc::ipmi::{Ipmi, Records};
+use crate::bmc::redfish::{self, Fingerprint, Trust};
+use crate::bmc::rmcp::{Session, Suite};
+use crate::bmc::{Access, Answer, Bmc, Command, Protocol};
+use crate::error::{Error, Result};
+use crate::ipmi::app::GetDeviceId;
+
+/// For a keep-alive: a BMC that does not answer it has a new session with the next command.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+#[derive(Default)]
+pub struct Slot {
+    session: Option<(Line, Access)>,
+    suite: Option<Suite>,
+    /// The certificate that it proved itself with, and at which address.
+    certificate: Option<(SocketAddr, Fingerprint)>,
+    records: Option<Records>,
+    logged_in: Option<Instant>,
+    /// When the session stands to be looked after, if it is among those that are kept.
+    pub kept: Option<Instant>,
+    /// The next look comes before this.
+    pub expected: Option<Instant>,
+}
+
+/// A session by either protocol.
+enum Line {
+    Ipmi(Session),
+    Redfish(Box<redfish::Session>),
+}
+
+impl Line {
+    fn last_used(&self) -> Instant {
+        match self {
+            Line::Ipmi(session) => session.last_used(),
+            Line::Redfish(session) => session.last_used(),
+        }
+    }
+
+    fn begin(&mut self, deadline: Instant) {
+        match self {
+            Line::Ipmi(session) => session.begin(deadline),
+            Line::Redfish(session) => session.begin(deadline),
+        }
+    }
+
+    fn heard(&self) -> bool {
+        match self {
+            Line::Ipmi(session) => session.heard(),
+            Line::Redfish(session) => session.heard(),
+        }
+    }
+
+    async fn close(self) {
+        match self {
+            Line::Ipmi(session) => session.close().await,
+            Line::Redfish(session) => session.close().await,
+        }
+    }
+}
+
+impl Slot {
+    /// With a session that this access may use: the one from before where it is fresh, or a new one. Says which, `true` for
+    /// the former.
+    pub async fn enter(&mut self, access: &Access, settings: &Settings, deadline: Instant) -> Result<bool> {
+        if let Some((session, of)) = &mut self.session
+            && of == access
+            && session.last_used().elapsed() < settings.idle
+        {
+            session.begin(deadline);
+            return Ok(true);
+        }
+        self.close().await;
+        self.open(access, settings, deadline).await?;
+        Ok(false)
+    }
+
+    /// A new session, and not sooner after the last one than BMCs stand.
+    pub async fn open(&mut self, access: &Access, settings: &Settings, deadline: Instant) -> Result<()> {
+        self.session = None;
+        if let Some(at) = self.logged_in {
+            sleep_until((at + settings.log_in_gap).min(deadline)).await;
+        }
+        self.logged_in = Some(Instant::now());
+        let line = match access.doors.way() {
+            Some((Protocol::Ipmi, address)) => {
+                let opened = Session::open(access, address, settings.pace, self.suite, deadline).await;
+                // The suites of a BMC change with its settings and its firmware.
+                self.suite = opened.as_ref().ok().map(Session::suite);
+                Line::Ipmi(opened?)
+            }
+            Some((Protocol::Redfish, address)) => {
+                let known = self.certificate.filter(|(at, _)| *at == address);
+                let trust = known.map_or(Trust::FirstUse, |(_, certificate)| Trust::Pinned(certificate));
+                let session = redfish::Session::open(access, address, trust, deadline).await?;
+                self.certificate = session.certificate().map(|certificate| (address, certificate));
+                Line::Redfish(Box::new(session))
+            }
+            None => return Err(Error::config("bmc.unknown", "a BMC has no address")),
+        };
+        self.session = Some((line, access.clone()));
+        Ok(())
+    }
+
+    pub async fn perform(&mut self, command: &Command, limits: &Limits) -> Result<Answer> {
+        match &mut self.session {
+            Some((Line::Ipmi(session), _)) => {
+                // These are allowed to anybody who is logged in (appendix G), so a look is spared the question.
+                if !matches!(command, Command::PowerStatus | Command::Sensors | Command::Log { .. } | Command::Info) {
+                    session.raise().await?;
+                }
+                perform(&mut Ipmi { session, records: &mut self.records }, command, limits).await
+            }
+            Some((Line::Redfish(session), _)) => perform(session.as_mut(), command, limits).await,
+            None => Err(Error::internal("bmc.session", "a command without a session")),
+        }
+    }
+
+    /// Whether the BMC has answered since the command began.
+    pub fn heard(&self) -> bool {
+        self.session.as_ref().is_some_and(|(session, _)| session.heard())
+    }
+
+    /// `None` where there is no session.
+    pub fn last_used(&self) -> Option<Instant> {
+        self.session.as_ref().map(|(session, _)| session.last_used())
+    }
+
+    pub async fn keep_alive(&mut self) {
+        let Some((session, _)) = &mut self.session else { return };
+        session.begin(Instant::now() + KEEP_ALIVE);
+        let alive = match session {
+            Line::Ipmi(session) => session.ask(&GetDeviceId).await.is_ok(),
+            Line::Redfish(session) => session.chassis().await.is_ok(),
+        };
+        if !alive {
+            self.session = None;
+        }
+    }
+
+    /// Whatever state the session is in, the next command starts with a new one.
+    pub fn drop_session(&mut self) {
+        self.session = None;
+    }
+
+    pub async fn close(&mut self) {
+        if let Some((session, _)) = self.session.take() {
+            session.close().await;
+        }
+    }
+}
