@@ -17,6 +17,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("httpd", &[]),
     ("boot", &["httpd", "store", "template"]),
     ("bmc", &["ipmi"]),
+    ("firmware", &["bmc", "lifecycle"]),
     ("image", &[]),
     ("swarm", &["image", "link"]),
     ("handoff", &["image", "lifecycle", "link"]),
