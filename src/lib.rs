@@ -15,6 +15,7 @@ pub mod store;
 pub mod httpd;
 pub mod boot;
 pub mod bmc;
+pub mod firmware;
 pub mod image;
 pub mod swarm;
 pub mod handoff;

@@ -7,6 +7,7 @@
 //! Three questions are answered from the state alone and change nothing: [`boot_choice`] (what to boot), [`task`] (what the
 //! agent is to do) and [`Machine::waiting`] (why it does not move on by itself).
 
+mod baseline;
 mod cabling;
 mod event;
 mod machine;
@@ -15,6 +16,7 @@ mod stage;
 #[cfg(test)]
 mod tests;
 
+pub use baseline::{Attempt, Baseline, BaselineEnd, BaselineNews, Finding};
 pub use cabling::{Occupant, SeenPort, SwitchPort};
 pub use event::{Action, BmcAccount, Event, Expectation, OWN_BMC_USER, Order, Refused, Sighting};
 pub use machine::{AgentSeen, Machine, Millis, StageTime, State, Waiting};

@@ -19,6 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("httpd", &["count"]),
     ("boot", &["count", "httpd", "store", "template"]),
     ("bmc", &["ipmi"]),
+    ("firmware", &["bmc", "lifecycle"]),
     ("image", &[]),
     ("swarm", &["count", "image", "link"]),
     ("handoff", &["image", "lifecycle", "link"]),
