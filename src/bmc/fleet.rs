@@ -134,6 +134,16 @@ impl Fleet {
 
     /// Runs one command: look, act, read back. Waits for its turn with this BMC first.
     pub async fn run(&self, access: &Access, command: Command) -> Result<Answer> {
+        self.run_within(access, command, &self.inner.settings.limits).await
+    }
+
+    /// What is usual, where nothing else is known of a BMC.
+    pub fn limits(&self) -> Limits {
+        self.inner.settings.limits
+    }
+
+    /// The same, with the waits that this BMC is known to need.
+    pub async fn run_within(&self, access: &Access, command: Command, limits: &Limits) -> Result<Answer> {
         let settings = &self.inner.settings;
         let (Some(key), Some((_, address))) = (access.doors.key(), access.doors.way()) else {
             return Err(Error::config("bmc.unknown", "a BMC has no address"));
@@ -146,13 +156,13 @@ impl Fleet {
         let mut slot = timeout(settings.turn, slot.lock_owned()).await.map_err(busy)?;
         slot.may_try(access, address)?;
         let _place = timeout(settings.turn, self.inner.parallel.clone().acquire_owned()).await.map_err(busy)?;
-        let result = self.attend(&mut slot, access, command).await;
+        let result = self.attend(&mut slot, access, command, limits).await;
         slot.note(access, &result);
         self.put_back(slot, key).await;
         result
     }
 
-    async fn attend(&self, slot: &mut Slot, access: &Access, command: Command) -> Result<Answer> {
+    async fn attend(&self, slot: &mut Slot, access: &Access, command: Command, limits: &Limits) -> Result<Answer> {
         let settings = &self.inner.settings;
         let allowed = settings.allowed(&command);
         let deadline = Instant::now() + allowed;
@@ -160,14 +170,14 @@ impl Fleet {
         if !reused {
             slot.open(access, settings, deadline).await?;
         }
-        let result = slot.perform(&command, &settings.limits).await;
+        let result = slot.perform(&command, limits).await;
         match result {
             // Silence in a session from before says that the BMC has dropped it, or was restarted: once more, in a new
             // one. Nothing was done yet, since nothing was heard.
             Err(e) if reused && e.code() == "bmc.unreachable" && !slot.heard() => {
                 slot.session = None;
                 slot.open(access, settings, deadline).await?;
-                slot.perform(&command, &settings.limits).await
+                slot.perform(&command, limits).await
             }
             result => result,
         }
