@@ -13,6 +13,7 @@ pub mod command;
 pub mod fleet;
 pub mod ipmi;
 pub mod redfish;
+pub mod personality;
 pub mod rmcp;
 
 use std::future::Future;

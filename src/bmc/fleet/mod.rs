@@ -187,7 +187,8 @@ impl Fleet {
         call.admit(false)?;
         let place = timeout(settings.turn, self.inner.commands.clone().acquire_owned());
         let place = place.await.map_err(|_| call.busy())?;
-        let result = briefly(place.ok(), settings.place, self.attend(&mut slot, &call, &command, limits, pending())).await;
+        let result =
+            briefly(place.ok(), settings.place, self.attend(&mut slot, &call, &command, limits, pending())).await;
         self.leave(slot, &call, &result).await;
         result
     }
@@ -206,7 +207,8 @@ impl Fleet {
         call.admit(false)?;
         let place = self.inner.looks.clone().acquire_owned().await;
         slot.expected = Some(Instant::now() + again);
-        let result = briefly(place.ok(), settings.place, self.attend(&mut slot, &call, &command, &settings.limits, asked)).await;
+        let result =
+            briefly(place.ok(), settings.place, self.attend(&mut slot, &call, &command, &settings.limits, asked)).await;
         self.leave(slot, &call, &result).await;
         result
     }
