@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::image::recipe::{self, Recipe, Shape};
 use crate::image::snapshot::{self, Snapshot};
-use crate::image::{Built, Cache, Catalogue, Options, Progress, Step, build};
+use crate::image::{Built, Cache, Catalogue, Options, Progress, Step, build, userns};
 use crate::swarm::torrent::{self, Metainfo};
 
 #[derive(clap::Args)]
@@ -88,6 +88,7 @@ pub async fn run(args: Args) -> Result<()> {
         Command::Lint(args) => import::lint(&cache, args, json).await,
         Command::Snapshot { image } => print_snapshot(&cache, &image),
         Command::Build { names, all, recipes, mirror, refresh, snapshot } => {
+            userns::become_root()?;
             let snapshot = snapshot.as_deref().map(read_snapshot).transpose()?;
             let names = if all { buildable(&recipes)? } else { names };
             until_stopped(move |stop| {

@@ -6,7 +6,8 @@ root=$1 debs=$2 apt_conf=$3 recipe=$4
 shift 5
 
 mount -t proc proc "$root/proc"
-mount -t sysfs -o ro sysfs "$root/sys"
+# A user namespace may not mount a sysfs of its own beside a network that is not its own.
+mount -t sysfs -o ro sysfs "$root/sys" 2> /dev/null || mount --rbind /sys "$root/sys"
 mount -t tmpfs -o mode=755 tmpfs "$root/dev"
 for node in null zero full random urandom tty; do
     : > "$root/dev/$node"

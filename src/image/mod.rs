@@ -24,6 +24,7 @@ pub mod ram;
 pub mod snapshot;
 pub mod proof;
 pub mod tool;
+pub mod userns;
 mod cpio;
 mod disk;
 mod ext4;

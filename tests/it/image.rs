@@ -45,28 +45,33 @@ fn image_build() {
     }
 }
 
-/// The same recipe and the same packages give the same disk, bit by bit: built again from nothing, later, by other
-/// processes under another umask and on one processor, on tmpfs, which lists folders in another order.
+/// The same recipe and the same packages give the same disk, bit by bit: built from nothing, and again from nothing, later,
+/// by other processes under another umask and on one processor, on tmpfs, which lists folders in another order.
 #[test]
 #[ignore = "builds an image twice: root, network, minutes"]
 fn image_is_reproducible() {
     let name = std::env::var("RACKLINE_TEST_IMAGES").unwrap_or_else(|_| "ovs".into());
-    let Built::Disk(first) = built(&name) else { panic!("{name} is no disk image") };
-    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
-    let cache = memory.path().join("cache");
-    fs::create_dir_all(&cache).unwrap();
     // Packages are fetched once: mirrors do not keep old versions.
     let debs = Cache::open(&Cache::default_root().unwrap()).unwrap().folder("debs").unwrap();
-    assert!(Command::new("cp").arg("-R").arg(debs).arg(&cache).status().unwrap().success());
-    let list = memory.path().join("snapshot");
+    let cache = |folder: &str| {
+        let dir = tempfile::tempdir_in(folder).unwrap();
+        assert!(Command::new("cp").arg("-R").args([&debs, dir.path()]).status().unwrap().success());
+        dir
+    };
+    let build = |cache: &Path, shell: &str, more: &[&Path]| {
+        let mut command = Command::new("sh");
+        command.args(["-c", shell, env!("CARGO_BIN_EXE_rackline"), "image", "build", &name, "--cache"]).arg(cache);
+        let ended = command.args(more).current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
+        assert!(ended.success());
+        only(cache)
+    };
+    let (plain, memory) = (cache(env!("CARGO_TARGET_TMPDIR")), cache("/dev/shm"));
+    let first = build(plain.path(), "exec \"$0\" \"$@\"", &[]);
+    let list = plain.path().join("snapshot");
     fs::write(&list, &first.manifest.labels[snapshot::LIST]).unwrap();
+    let other = "umask 077; exec taskset -c 0 \"$0\" \"$@\"";
+    let again = build(memory.path(), other, &[Path::new("--snapshot"), &list]);
 
-    let build = "umask 077; exec taskset -c 0 \"$0\" image build \"$1\" --snapshot \"$2\" --cache \"$3\"";
-    let mut again = Command::new("sh");
-    again.args(["-c", build, env!("CARGO_BIN_EXE_rackline"), &name]).arg(list).arg(&cache);
-    assert!(again.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
-
-    let again = only(&cache);
     let table = |e: &Entry| e.manifest.chunks.iter().map(|c| (c.index, c.frame, c.raw)).collect::<Vec<_>>();
     let differ = table(&first).iter().zip(table(&again)).filter(|(a, b)| **a != *b).count();
     assert_eq!((differ, table(&first).len()), (0, table(&again).len()));

@@ -16,6 +16,7 @@ mod fixture;
 mod fuzz;
 mod http_files;
 mod image;
+mod image_build;
 mod image_container;
 mod image_import;
 mod image_life;
