@@ -83,10 +83,22 @@ pub struct Sensor {
     pub value: Option<f64>,
     /// `°C`, `RPM`, `W`, `V` …; empty where there is none.
     pub unit: String,
-    /// Against the thresholds, for sensors that have them.
+    /// Against the limits, or the worst of the states. `None` where nothing is known now.
     pub level: Option<Level>,
-    /// States that are asserted, one bit each, for sensors without thresholds.
-    pub states: Option<u16>,
+    /// In words, for sensors without limits: `present`, `power input lost`.
+    pub states: Vec<String>,
+    pub limits: SensorLimits,
+}
+
+/// Where a sensor's limits are, in its unit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct SensorLimits {
+    pub lower_warning: Option<f64>,
+    pub lower_critical: Option<f64>,
+    pub lower_fatal: Option<f64>,
+    pub upper_warning: Option<f64>,
+    pub upper_critical: Option<f64>,
+    pub upper_fatal: Option<f64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

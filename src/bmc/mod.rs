@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 
 pub use command::{
     AddressFrom, Answer, Bios, BiosAttributes, BootDevice, BootOverride, BootSeen, ChassisState, Clock, Command,
-    Component, Fault, Info, Log, LogEntry, Network, Outcome, Part, Power, Sensor, SetNetwork, Severity, Update,
-    UpdateFrom, User,
+    Component, Fault, Info, Log, LogEntry, Network, Outcome, Part, Power, Sensor, SensorLimits, SetNetwork, Severity,
+    Update, UpdateFrom, User,
 };
 pub use fleet::{Fleet, Settings};
 

@@ -38,6 +38,24 @@ impl Ask for GetDeviceId {
     }
 }
 
+/// Cold Reset (20.2) and Warm Reset (20.3) of the BMC itself; the machine goes on. No answer may come.
+pub struct Reset {
+    pub cold: bool,
+}
+
+impl Ask for Reset {
+    const NAME: &'static str = "Reset";
+    type Answer = ();
+
+    fn request(&self) -> Request {
+        Request::new(netfn::APP, if self.cold { 0x02 } else { 0x03 }, [])
+    }
+
+    fn parse(&self, _: &mut Fields<'_>) -> Option<()> {
+        Some(())
+    }
+}
+
 /// Get System GUID (22.14).
 pub struct GetSystemGuid;
 
@@ -154,18 +172,25 @@ pub fn suite_ids(records: &[u8]) -> Vec<u8> {
 /// Get Channel Info (22.24).
 pub struct GetChannelInfo(pub u8);
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Channel {
+    /// The real one, where [`PRESENT_CHANNEL`] was asked for.
+    pub number: u8,
+    /// It is an 802.3 LAN (table 6-3, medium 4).
+    pub lan: bool,
+}
+
 impl Ask for GetChannelInfo {
     const NAME: &'static str = "Get Channel Info";
-    /// Whether the channel is an 802.3 LAN (table 6-3, medium 4).
-    type Answer = bool;
+    type Answer = Channel;
 
     fn request(&self) -> Request {
         Request::new(netfn::APP, 0x42, [self.0 & 0xf])
     }
 
-    fn parse(&self, data: &mut Fields<'_>) -> Option<bool> {
-        let (_channel, medium) = (data.u8()?, data.u8()?);
-        Some(medium & 0x7f == 4)
+    fn parse(&self, data: &mut Fields<'_>) -> Option<Channel> {
+        let (number, medium) = (data.u8()?, data.u8()?);
+        Some(Channel { number: number & 0xf, lan: medium & 0x7f == 4 })
     }
 }
 
@@ -205,7 +230,8 @@ mod tests {
         assert_eq!(SetSessionPrivilege(Privilege::Administrator).request(), Request::new(6, 0x3b, [4]));
         assert_eq!(parse(&SetSessionPrivilege(Privilege::Operator), &[3]), Some(3));
         assert_eq!(CloseSession(0x0102_0304).request().data, [4, 3, 2, 1]);
-        assert_eq!(parse(&GetChannelInfo(1), &[1, 4, 1, 0x80]), Some(true));
-        assert_eq!(parse(&GetChannelInfo(0xf), &[15, 12, 5]), Some(false));
+        assert_eq!(parse(&GetChannelInfo(0xe), &[1, 4, 1, 0x80]), Some(Channel { number: 1, lan: true }));
+        assert_eq!(parse(&GetChannelInfo(0xf), &[15, 12, 5]), Some(Channel { number: 15, lan: false }));
+        assert_eq!((Reset { cold: true }.request().cmd, Reset { cold: false }.request().cmd), (2, 3));
     }
 }

@@ -4,6 +4,37 @@ use serde::{Deserialize, Serialize};
 
 use super::message::{Ask, Fields, Request, netfn};
 
+/// Get Chassis Capabilities (28.1).
+pub struct GetCapabilities;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    pub intrusion_sensor: bool,
+    pub panel_lockout: bool,
+    pub diagnostic_interrupt: bool,
+    pub power_interlock: bool,
+}
+
+impl Ask for GetCapabilities {
+    const NAME: &'static str = "Get Chassis Capabilities";
+    type Answer = Capabilities;
+
+    fn request(&self) -> Request {
+        Request::new(netfn::CHASSIS, 0x00, [])
+    }
+
+    fn parse(&self, data: &mut Fields<'_>) -> Option<Capabilities> {
+        let flags = data.u8()?;
+        let bit = |n: u8| flags >> n & 1 == 1;
+        Some(Capabilities {
+            intrusion_sensor: bit(0),
+            panel_lockout: bit(1),
+            diagnostic_interrupt: bit(2),
+            power_interlock: bit(3),
+        })
+    }
+}
+
 /// Get Chassis Status (28.2).
 pub struct GetStatus;
 

@@ -215,7 +215,7 @@ pub fn describe(bmc: &mut impl Exchange) -> Result<InBandBmc> {
 fn lan_channels(bmc: &mut impl Exchange) -> Result<Vec<u8>> {
     let mut channels = Vec::new();
     for channel in CHANNELS {
-        if bmc.ask(&GetChannelInfo(channel))? == Ok(true) {
+        if bmc.ask(&GetChannelInfo(channel))?.is_ok_and(|found| found.lan) {
             channels.push(channel);
         }
     }

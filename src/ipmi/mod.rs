@@ -7,10 +7,16 @@
 pub mod app;
 pub mod chassis;
 pub mod device;
+pub mod event;
+pub mod fru;
 pub mod lan;
+pub mod meaning;
 pub mod message;
+pub mod records;
 pub mod sdr;
+pub mod sel;
 pub mod sensor;
+pub mod text;
 pub mod user;
 
 pub use message::{Ask, Completion, Fault, Fields, Request, Response};

@@ -1,9 +1,10 @@
-//! Sensor data records: reading them in pieces under a reservation (sections 33 and 35), and what they say (section 43).
+//! Sensor data records: what they say of sensors and of devices with an inventory (section 43). [`super::records`] reads them.
 //!
 //! `ipmi-rs-core` 0.6 has a parser too, but it indexes past the end of short records, panics on reserved bits and knows
 //! linear sensors only; records come from outside, so they are read here with every length checked.
 
-use super::message::{Ask, Completion, Fault, Fields, Request, Response, netfn};
+use super::message::{Ask, Fields, Request, netfn};
+use super::text::{bcd_plus, latin, packed_ascii, printable};
 
 /// Get SDR Repository Info (33.9).
 pub struct GetRepositoryInfo;
@@ -30,155 +31,53 @@ impl Ask for GetRepositoryInfo {
     }
 }
 
-/// Where the records are: the repository, or the device's own list on BMCs without one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    Repository,
-    Device,
-}
-
-/// Reads all records one piece at a time. It has no transport: [`Walk::request`] says what to send and
-/// [`Walk::answer`] takes what came back, until there is no next request.
-pub struct Walk {
-    source: Source,
-    reservation: Option<u16>,
-    record: u16,
-    buffer: Vec<u8>,
-    /// Longest piece that this BMC returns, learnt by halving.
-    piece: u8,
-    asked: u8,
-    /// Requests left: ends the walk over a list that runs in circles.
-    budget: u16,
-    /// Cancelled reservations since the last whole record. Another reader cancels ours, and we cancel its.
-    cancelled: u8,
-    done: bool,
-}
-
-const HEADER: usize = 5;
-const PIECE: u8 = 56;
-const PIECE_MIN: u8 = 4;
-const BUDGET: u16 = 8192;
-const CANCELLED_MAX: u8 = 32;
-const LAST_RECORD: u16 = 0xffff;
-
-impl Walk {
-    pub fn new(source: Source) -> Self {
-        Self {
-            source,
-            reservation: None,
-            record: 0,
-            buffer: Vec::new(),
-            piece: PIECE,
-            asked: 0,
-            budget: BUDGET,
-            cancelled: 0,
-            done: false,
-        }
-    }
-
-    pub fn request(&mut self) -> Option<Request> {
-        if self.done {
-            return None;
-        }
-        self.budget = self.budget.checked_sub(1)?;
-        let (netfn, reserve, get) = match self.source {
-            Source::Repository => (netfn::STORAGE, 0x22, 0x23),
-            Source::Device => (netfn::SENSOR, 0x22, 0x21),
-        };
-        let Some(reservation) = self.reservation else {
-            return Some(Request::new(netfn, reserve, []));
-        };
-        let offset = self.buffer.len();
-        let left = self.length().unwrap_or(HEADER).saturating_sub(offset);
-        self.asked = (self.piece as usize).min(left) as u8;
-        let [r0, r1] = reservation.to_le_bytes();
-        let [i0, i1] = self.record.to_le_bytes();
-        Some(Request::new(netfn, get, [r0, r1, i0, i1, offset as u8, self.asked]))
-    }
-
-    /// Whole length of the record, once its header is there.
-    fn length(&self) -> Option<usize> {
-        self.buffer.get(HEADER - 1).map(|n| HEADER + *n as usize)
-    }
-
-    /// A record when this answer completes one.
-    pub fn answer(&mut self, response: &Response) -> Result<Option<Vec<u8>>, Fault> {
-        if self.reservation.is_none() {
-            return self.reserved(response).map(|()| None);
-        }
-        match response.completion {
-            Completion::OK => {}
-            Completion::RESERVATION_CANCELED if self.cancelled < CANCELLED_MAX => {
-                self.cancelled += 1;
-                self.reservation = None;
-                self.buffer.clear();
-                return Ok(None);
-            }
-            Completion::CANNOT_RETURN_LENGTH | Completion(0xc7 | 0xc8) if self.asked > PIECE_MIN => {
-                self.piece = (self.asked / 2).max(PIECE_MIN);
-                return Ok(None);
-            }
-            // An empty repository, or a record that was removed while it was read.
-            Completion::NOT_PRESENT => {
-                self.done = true;
-                return Ok(None);
-            }
-            completion => {
-                return Err(Fault::Refused { command: "Get SDR", completion, why: completion.sentence() });
-            }
-        }
-        let malformed = || Fault::Malformed { command: "Get SDR", data: response.data.clone() };
-        let mut data = Fields(&response.data);
-        let next = data.u16().ok_or_else(malformed)?;
-        let piece = data.rest();
-        if piece.is_empty() {
-            return Err(malformed());
-        }
-        self.buffer.extend(piece.iter().take(self.asked as usize));
-        // The offset of a piece has 8 bits.
-        if self.length().is_some_and(|length| length > usize::from(u8::MAX)) {
-            return Err(malformed());
-        }
-        if self.length().is_none_or(|length| self.buffer.len() < length) {
-            return Ok(None);
-        }
-        self.done = next == LAST_RECORD || next == self.record;
-        self.record = next;
-        self.cancelled = 0;
-        Ok(Some(std::mem::take(&mut self.buffer)))
-    }
-
-    fn reserved(&mut self, response: &Response) -> Result<(), Fault> {
-        self.reservation = Some(match response.completion {
-            Completion::OK => Fields(&response.data)
-                .u16()
-                .ok_or_else(|| Fault::Malformed { command: "Reserve SDR Repository", data: response.data.clone() })?,
-            // Reservations are optional; 0 stands for none.
-            Completion::INVALID_COMMAND => 0,
-            completion => {
-                let why = completion.sentence();
-                return Err(Fault::Refused { command: "Reserve SDR Repository", completion, why });
-            }
-        });
-        Ok(())
-    }
-}
-
 /// A sensor as its record describes it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sensor {
-    /// Slave address of the controller that owns it; 0x20 is the BMC itself.
+    /// Slave address of the controller that owns it, or the id of the software that reports it (section 43.1); 0x20 is
+    /// the BMC itself.
     pub owner: u8,
     pub lun: u8,
     pub number: u8,
     pub name: String,
+    /// What it belongs to (table 43-13), and which of them.
+    pub entity: u8,
+    pub instance: u8,
     /// Sensor type (table 42-3).
     pub kind: u8,
-    /// Has thresholds; the others have states.
-    pub threshold: bool,
+    /// Event/reading type (table 42-1): 1 for thresholds, otherwise states.
+    pub reading_type: u8,
+    /// It has no reading and only makes events.
+    pub event_only: bool,
+    /// Thresholds that can be read, one bit each as in Get Sensor Thresholds.
+    pub thresholds: u8,
     pub unit: &'static str,
     /// `None` where the raw byte is not a number.
     pub scale: Option<Scale>,
+}
+
+impl Sensor {
+    /// Has thresholds; the others have states.
+    pub fn has_thresholds(&self) -> bool {
+        self.reading_type == THRESHOLD
+    }
+}
+
+/// A device of the BMC that keeps an inventory (section 43.8): its FRU device id and its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FruDevice {
+    pub id: u8,
+    pub name: String,
+}
+
+/// What one record says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Record {
+    /// One sensor of a full record, up to 15 of a compact or an event-only one.
+    Sensors(Vec<Sensor>),
+    Fru(FruDevice),
+    /// Of a type that says nothing here: other controllers, associations, makers' own.
+    Other,
 }
 
 /// From the raw byte to the value (section 36.3).
@@ -199,33 +98,49 @@ enum Format {
     TwosComplement,
 }
 
+const HEADER: usize = 5;
 const FULL: u8 = 0x01;
 const COMPACT: u8 = 0x02;
+const EVENT_ONLY: u8 = 0x03;
+const FRU_LOCATOR: u8 = 0x11;
+/// Event/reading type of sensors with thresholds.
+pub const THRESHOLD: u8 = 0x01;
+/// Slave address of the BMC itself.
+pub const BMC: u8 = 0x20;
 
-/// The sensors of one record: one of a full record, up to 15 of a compact one, none of any other or a damaged one.
-pub fn sensors(record: &[u8]) -> Vec<Sensor> {
-    let Some((head, body)) = record.split_at_checked(HEADER) else { return Vec::new() };
+/// Reads one record; the error says what is wrong with it, as a part of a sentence.
+pub fn parse(record: &[u8]) -> Result<Record, &'static str> {
+    let (head, body) = record.split_at_checked(HEADER).ok_or("has no whole header")?;
     let body = Fields(body);
-    match head.get(3) {
-        Some(&FULL) => full(body).into_iter().collect(),
-        Some(&COMPACT) => compact(body).unwrap_or_default(),
-        _ => Vec::new(),
+    match head.get(3).copied() {
+        Some(FULL) => {
+            full(body).map(|sensor| Record::Sensors(vec![sensor])).ok_or("is too short for a full sensor record")
+        }
+        Some(COMPACT) => compact(body).map(Record::Sensors).ok_or("is too short for a compact sensor record"),
+        Some(EVENT_ONLY) => event_only(body).map(Record::Sensors).ok_or("is too short for an event-only sensor record"),
+        Some(FRU_LOCATOR) => fru_locator(body).ok_or("is too short for a FRU device locator"),
+        _ => Ok(Record::Other),
     }
 }
 
 /// The 18 bytes that full and compact records share; the name comes later in each.
 fn common(fields: &mut Fields<'_>) -> Option<(Sensor, u8)> {
     let (owner, owner_lun, number) = (fields.u8()?, fields.u8()?, fields.u8()?);
-    let [_entity, _instance, _init, _caps, kind, reading_type] = fields.array()?;
-    let _masks = fields.take(6)?;
+    let [entity, instance, _init, capabilities, kind, reading_type] = fields.array()?;
+    let [_, _, _, _, readable, _settable] = fields.array()?;
     let [units, base_unit, _modifier] = fields.array()?;
+    let has_readable = matches!(capabilities >> 2 & 3, 1 | 2);
     let sensor = Sensor {
         owner,
         lun: owner_lun & 3,
         number,
         name: String::new(),
+        entity,
+        instance: instance & 0x7f,
         kind,
-        threshold: reading_type == 0x01,
+        reading_type: reading_type & 0x7f,
+        event_only: false,
+        thresholds: if has_readable && reading_type == THRESHOLD { readable & 0x3f } else { 0 },
         unit: if units & 1 == 1 { "%" } else { unit(base_unit) },
         scale: None,
     };
@@ -256,13 +171,41 @@ fn full(mut fields: Fields<'_>) -> Option<Sensor> {
     Some(sensor)
 }
 
-/// Type 02h (section 43.2): like sensors share a record, numbered on, with a number or letter after the name.
+/// Type 02h (section 43.2).
 fn compact(mut fields: Fields<'_>) -> Option<Vec<Sensor>> {
     let (sensor, _) = common(&mut fields)?;
-    let [sharing, offset] = fields.array()?;
-    let _rest = fields.take(6)?;
-    let name = name(&mut fields)?;
+    let sharing = fields.array()?;
+    let _hysteresis_reserved_oem = fields.take(6)?;
+    shared(Sensor { name: name(&mut fields)?, ..sensor }, sharing)
+}
+
+/// Type 03h (section 43.3).
+fn event_only(mut fields: Fields<'_>) -> Option<Vec<Sensor>> {
+    let (owner, owner_lun, number) = (fields.u8()?, fields.u8()?, fields.u8()?);
+    let [entity, instance, kind, reading_type] = fields.array()?;
+    let sharing = fields.array()?;
+    let _reserved_oem = fields.take(2)?;
+    let sensor = Sensor {
+        owner,
+        lun: owner_lun & 3,
+        number,
+        name: name(&mut fields)?,
+        entity,
+        instance: instance & 0x7f,
+        kind,
+        reading_type: reading_type & 0x7f,
+        event_only: true,
+        thresholds: 0,
+        unit: "",
+        scale: None,
+    };
+    shared(sensor, sharing)
+}
+
+/// Like sensors share a record, numbered on, with a number or letter after the name.
+fn shared(sensor: Sensor, [sharing, offset]: [u8; 2]) -> Option<Vec<Sensor>> {
     let count = (sharing & 0xf).max(1);
+    let same_instance = offset & 0x80 == 0;
     let offset = offset & 0x7f;
     let each = (0..count).filter_map(|i| {
         let tag = match (count, sharing >> 4 & 3) {
@@ -270,32 +213,36 @@ fn compact(mut fields: Fields<'_>) -> Option<Vec<Sensor>> {
             (_, 1) => char::from(b'A' + (offset + i) % 26).to_string(),
             _ => (offset + i).to_string(),
         };
-        Some(Sensor { number: sensor.number.checked_add(i)?, name: format!("{name}{tag}"), ..sensor.clone() })
+        Some(Sensor {
+            number: sensor.number.checked_add(i)?,
+            name: format!("{}{tag}", sensor.name),
+            instance: if same_instance { sensor.instance } else { sensor.instance.saturating_add(i) },
+            ..sensor.clone()
+        })
     });
     Some(each.collect())
 }
 
-/// Type/length byte and string (section 43.15). What is not printable becomes `?`: names end in terminals and logs.
-fn name(fields: &mut Fields<'_>) -> Option<String> {
-    let type_length = fields.u8()?;
-    let bytes = fields.0.get(..(type_length & 0x1f) as usize).unwrap_or(fields.0);
-    let text: String = match type_length >> 6 {
-        1 => {
-            bytes.iter().flat_map(|b| [b >> 4, b & 0xf]).map(|n| char::from(b"0123456789 -.:,_"[n as usize])).collect()
-        }
-        2 => packed_ascii(bytes),
-        _ => bytes.iter().map(|b| char::from(*b)).collect(),
-    };
-    let text: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    Some(text.trim().to_owned())
+/// Type 11h (section 43.8): logical FRU devices of the BMC; the others are memory chips on its private buses.
+fn fru_locator(mut fields: Fields<'_>) -> Option<Record> {
+    let (controller, id, bus) = (fields.u8()?, fields.u8()?, fields.u8()?);
+    let _channel_types_entity_oem = fields.take(7)?;
+    let name = name(&mut fields)?;
+    Some(match (controller, bus & 0x80) {
+        (BMC, 0x80) => Record::Fru(FruDevice { id, name }),
+        _ => Record::Other,
+    })
 }
 
-/// 6-bit ASCII, least significant bits first, from the space on (section 43.16).
-fn packed_ascii(bytes: &[u8]) -> String {
-    let bits = |i: usize| bytes.get(i / 8).is_some_and(|b| b >> (i % 8) & 1 == 1);
-    (0..bytes.len() * 8 / 6)
-        .map(|c| char::from(0x20 + (0..6).map(|i| u8::from(bits(c * 6 + i)) << i).sum::<u8>()))
-        .collect()
+/// Type/length byte and string (section 43.15).
+fn name(fields: &mut Fields<'_>) -> Option<String> {
+    let type_length = fields.u8()?;
+    let bytes = fields.0.get(..usize::from(type_length & 0x1f)).unwrap_or(fields.0);
+    Some(printable(&match type_length >> 6 {
+        1 => bcd_plus(bytes),
+        2 => packed_ascii(bytes),
+        _ => latin(bytes),
+    }))
 }
 
 /// Two's complement of 10 bits, the upper two at the top of the second byte.
@@ -365,48 +312,6 @@ fn unit(code: u8) -> &'static str {
         72 => "MB",
         73 => "GB",
         _ => "",
-    }
-}
-
-/// Sensor types that servers have (table 42-3).
-pub fn kind_name(kind: u8) -> &'static str {
-    match kind {
-        0x01 => "temperature",
-        0x02 => "voltage",
-        0x03 => "current",
-        0x04 => "fan",
-        0x05 => "intrusion",
-        0x06 => "security",
-        0x07 => "processor",
-        0x08 => "power supply",
-        0x09 => "power unit",
-        0x0a => "cooling",
-        0x0b => "other",
-        0x0c => "memory",
-        0x0d => "drive bay",
-        0x0f => "firmware progress",
-        0x10 => "event log",
-        0x11 | 0x23 => "watchdog",
-        0x12 => "system event",
-        0x13 => "critical interrupt",
-        0x14 => "button",
-        0x15 => "board",
-        0x17 => "add-in card",
-        0x18 => "chassis",
-        0x1b => "cable",
-        0x1d => "boot",
-        0x1e => "boot error",
-        0x1f => "OS boot",
-        0x20 => "OS stop",
-        0x21 => "slot",
-        0x22 => "ACPI power state",
-        0x25 => "presence",
-        0x27 => "LAN",
-        0x28 => "management subsystem",
-        0x29 => "battery",
-        0x2b => "version change",
-        0xc0..=0xff => "OEM",
-        _ => "unknown",
     }
 }
 

@@ -1,6 +1,7 @@
-//! Records of real servers, damaged records, and the walk over repositories that behave as BMCs do.
+//! Records of real servers, and damaged ones.
 
-use super::super::message::tests::{parse, survives_truncation};
+use super::super::meaning::kind_name;
+use super::super::message::tests::{parse as answer, survives_truncation};
 use super::*;
 
 /// A fan and the inlet temperature of a Dell R630, without the id of the next record (from the tests of ipmi-rs-core).
@@ -16,13 +17,21 @@ const INLET: &[u8] = &[
     0x70,
 ];
 
+fn sensors(record: &[u8]) -> Vec<Sensor> {
+    match parse(record) {
+        Ok(Record::Sensors(sensors)) => sensors,
+        Ok(Record::Fru(_) | Record::Other) | Err(_) => Vec::new(),
+    }
+}
+
 #[test]
 fn values_of_a_dell() {
     let [fan] = &sensors(FAN)[..] else { panic!() };
     assert_eq!((fan.name.as_str(), fan.number, fan.unit, kind_name(fan.kind)), ("Fan2A", 0x32, "RPM", "fan"));
     assert_eq!(fan.scale.unwrap().value(0x2c), Some(5280.0));
     let [inlet] = &sensors(INLET)[..] else { panic!() };
-    assert!(inlet.threshold);
+    assert!(inlet.has_thresholds());
+    assert_eq!((inlet.entity, inlet.instance, inlet.thresholds), (7, 1, 0x1b));
     assert_eq!((inlet.name.as_str(), inlet.scale.unwrap().value(0x99)), ("Inlet Temp", Some(25.0)));
 }
 
@@ -34,6 +43,12 @@ fn no_prefix_and_no_byte_of_a_record_makes_it_panic() {
         }
         for i in 0..record.len() {
             for value in [0x00, 0x30, 0x7f, 0x80, 0xff] {
+                for kind in [EVENT_ONLY, FRU_LOCATOR] {
+                    let mut other = record.to_vec();
+                    other[i] = value;
+                    other[3] = kind;
+                    let _ = parse(&other);
+                }
                 let mut bad = record.to_vec();
                 bad[i] = value;
                 for sensor in sensors(&bad) {
@@ -53,7 +68,7 @@ fn a_compact_record_stands_for_several() {
     record.extend([0; 6]);
     record.extend([0xc0, 0, 0, 0x13, 0x02, 0, 0, 0, 0, 0, 0, 0xc3, b'B', b'a', b'y']);
     let bays = sensors(&record);
-    let names: Vec<_> = bays.iter().map(|s| (s.number, s.name.as_str(), s.threshold)).collect();
+    let names: Vec<_> = bays.iter().map(|s| (s.number, s.name.as_str(), s.has_thresholds())).collect();
     assert_eq!(names, [(0x40, "BayC", false), (0x41, "BayD", false), (0x42, "BayE", false)]);
 }
 
@@ -71,132 +86,34 @@ fn negative_factors_exponents_and_curves() {
 }
 
 #[test]
-fn names_in_their_four_codings() {
+fn names_in_their_codings_and_beyond_the_end() {
     let text = |bytes: &[u8]| name(&mut Fields(bytes)).unwrap();
     assert_eq!(text(&[0xc4, b'P', b'S', 0x1b, b'1']), "PS?1");
-    // The example of section 43.16: "IPMI" packed into 29 DC A6.
     assert_eq!(text(&[0x83, 0x29, 0xdc, 0xa6]), "IPMI");
     assert_eq!(text(&[0x42, 0x12, 0xbc]), "12-.");
     // The length says more than there is.
     assert_eq!(text(&[0xdf, b'A']), "A");
 }
 
-/// A repository behind [`Walk`], with the quirks that real ones have.
-struct Repository {
-    records: Vec<Vec<u8>>,
-    longest: u8,
-    /// The reservation is cancelled once after so many reads.
-    cancel_after: usize,
-    reads: usize,
-    reservation: u16,
-}
-
-impl Repository {
-    fn new(longest: u8, cancel_after: usize) -> Self {
-        let mut records = vec![FAN.to_vec(), INLET.to_vec(), FAN.to_vec()];
-        for (i, record) in records.iter_mut().enumerate() {
-            record[0] = i as u8 + 1;
-        }
-        Self { records, longest, cancel_after, reads: 0, reservation: 7 }
-    }
-
-    fn answer(&mut self, request: &Request) -> Response {
-        let reply = |completion, data| Response { netfn: request.netfn | 1, cmd: request.cmd, completion, data };
-        if request.cmd == 0x22 {
-            self.reservation += 1;
-            return reply(Completion::OK, self.reservation.to_le_bytes().to_vec());
-        }
-        let [r0, r1, i0, i1, offset, count] = request.data[..].try_into().unwrap();
-        self.reads += 1;
-        if self.reads == self.cancel_after {
-            self.reservation += 1;
-        }
-        if u16::from_le_bytes([r0, r1]) != self.reservation {
-            return reply(Completion::RESERVATION_CANCELED, vec![]);
-        }
-        if count > self.longest {
-            return reply(Completion::CANNOT_RETURN_LENGTH, vec![]);
-        }
-        let index = (u16::from_le_bytes([i0, i1]) as usize).saturating_sub(1);
-        let Some(record) = self.records.get(index) else { return reply(Completion::NOT_PRESENT, vec![]) };
-        let next = if index + 1 == self.records.len() { LAST_RECORD } else { index as u16 + 2 };
-        let mut data = next.to_le_bytes().to_vec();
-        data.extend(record.iter().skip(offset as usize).take(count as usize));
-        reply(Completion::OK, data)
-    }
-}
-
-fn walk(repository: &mut Repository) -> Result<Vec<Vec<u8>>, Fault> {
-    let mut walk = Walk::new(Source::Repository);
-    let mut records = Vec::new();
-    while let Some(request) = walk.request() {
-        records.extend(walk.answer(&repository.answer(&request))?);
-    }
-    Ok(records)
-}
-
+/// Of a Quanta D51 and a Dell R630.
 #[test]
-fn all_records_whatever_length_the_bmc_returns() {
-    for longest in [5, 16, 22, 255] {
-        let mut repository = Repository::new(longest, 0);
-        assert_eq!(walk(&mut repository).unwrap(), repository.records, "pieces of {longest}");
-    }
-}
-
-#[test]
-fn a_cancelled_reservation_starts_the_record_again() {
-    for cancel_after in 1..12 {
-        let mut repository = Repository::new(20, cancel_after);
-        assert_eq!(walk(&mut repository).unwrap(), repository.records);
-    }
-}
-
-#[test]
-fn a_reservation_that_never_lasts_is_an_error() {
-    let mut walk = Walk::new(Source::Repository);
-    let outcome = loop {
-        let request = walk.request().unwrap();
-        let (completion, data) = match request.cmd {
-            0x22 => (Completion::OK, vec![1, 0]),
-            _ => (Completion::RESERVATION_CANCELED, vec![]),
-        };
-        if let Err(fault) = walk.answer(&Response { netfn: 11, cmd: request.cmd, completion, data }) {
-            break fault;
-        }
-    };
-    assert_eq!(outcome.completion(), Some(Completion::RESERVATION_CANCELED));
-}
-
-#[test]
-fn empty_endless_and_nonsensical_repositories_end() {
-    let mut empty = Repository::new(255, 0);
-    empty.records.clear();
-    assert!(walk(&mut empty).unwrap().is_empty());
-
-    let mut endless = Walk::new(Source::Device);
-    let mut steps = 0;
-    while let Some(request) = endless.request() {
-        let data = match request.cmd {
-            0x22 => vec![1, 0],
-            // Always another record than the one asked for, of length 0.
-            _ => vec![request.data[2] ^ 1, 0, 0, 0, 0x51, 0x01, 0],
-        };
-        let ok = Response { netfn: 5, cmd: request.cmd, completion: Completion::OK, data };
-        endless.answer(&ok).unwrap();
-        steps += 1;
-    }
-    assert_eq!(steps, BUDGET);
-
-    let mut walk = Walk::new(Source::Repository);
-    walk.request();
-    let short = Response { netfn: 11, cmd: 0x22, completion: Completion::OK, data: vec![1] };
-    assert!(matches!(walk.answer(&short), Err(Fault::Malformed { .. })));
+fn sensors_without_a_reading_and_devices_with_an_inventory() {
+    let record = b"\x69\0\x51\x03\x18\x20\0\x87\x2b\x01\x0c\x6f\x01\0\0\0\xccMemory Error";
+    let [sensor] = &sensors(record)[..] else { panic!() };
+    assert_eq!((sensor.name.as_str(), sensor.number, sensor.kind), ("Memory Error", 0x87, 0x0c));
+    assert!(sensor.event_only && sensor.reading_type == 0x6f);
+    let supply = b"\x07\0\x51\x11\x0e\x20\x01\x80\0\0\x09\x02\x0a\x01\0\xc3PS1";
+    assert_eq!(parse(supply), Ok(Record::Fru(FruDevice { id: 1, name: "PS1".into() })));
+    // A memory chip on a private bus is no inventory that can be asked for.
+    let chip = b"\x05\0\x51\x11\x0f\0\xb0\0\0\0\0\0\x03\x01\0\xc4CPU1";
+    assert_eq!(parse(chip), Ok(Record::Other));
+    assert!(parse(&FAN[..30]).is_err() && parse(&[]).is_err());
 }
 
 #[test]
 fn repository_info() {
     let data = [0x51, 7, 0, 0xff, 0xff, 1, 2, 3, 4, 5, 6, 7, 8, 2];
-    let info = parse(&GetRepositoryInfo, &data).unwrap();
+    let info = answer(&GetRepositoryInfo, &data).unwrap();
     assert_eq!(info, RepositoryInfo { records: 7, added: 0x0403_0201, erased: 0x0807_0605 });
     survives_truncation(&GetRepositoryInfo, &data);
 }

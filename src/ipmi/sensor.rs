@@ -1,9 +1,10 @@
-//! Get Sensor Reading (section 35.14): a raw byte and the thresholds or states that are reached.
+//! What a sensor shows: a raw byte, the thresholds or states that are reached, and where the thresholds are.
 
 use serde::{Deserialize, Serialize};
 
 use super::message::{Ask, Fields, Request, netfn};
 
+/// Get Sensor Reading (section 35.14).
 pub struct GetReading {
     pub lun: u8,
     pub number: u8,
@@ -58,6 +59,47 @@ impl Reading {
     }
 }
 
+/// Get Sensor Thresholds (section 35.9).
+pub struct GetThresholds {
+    pub lun: u8,
+    pub number: u8,
+}
+
+/// Raw bytes, in the order of the answer; `None` where the sensor has no such threshold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Thresholds {
+    pub lower_warning: Option<u8>,
+    pub lower_critical: Option<u8>,
+    pub lower_fatal: Option<u8>,
+    pub upper_warning: Option<u8>,
+    pub upper_critical: Option<u8>,
+    pub upper_fatal: Option<u8>,
+}
+
+impl Ask for GetThresholds {
+    const NAME: &'static str = "Get Sensor Thresholds";
+    type Answer = Thresholds;
+
+    fn request(&self) -> Request {
+        Request { lun: self.lun, ..Request::new(netfn::SENSOR, 0x27, [self.number]) }
+    }
+
+    fn parse(&self, data: &mut Fields<'_>) -> Option<Thresholds> {
+        let readable = data.u8()?;
+        let raw: [u8; 6] = data.array()?;
+        let mut each = raw.iter().enumerate().map(|(n, raw)| (readable >> n & 1 == 1).then_some(*raw));
+        let mut next = || each.next().flatten();
+        Some(Thresholds {
+            lower_warning: next(),
+            lower_critical: next(),
+            lower_fatal: next(),
+            upper_warning: next(),
+            upper_critical: next(),
+            upper_fatal: next(),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::message::tests::{parse, survives_truncation};
@@ -78,5 +120,16 @@ mod tests {
         assert_eq!(parse(&ask, &[97, 0x80, 0x00]).unwrap().raw, None);
         assert_eq!(parse(&ask, &[0, 0xc0, 0x01, 0x82]).unwrap().states, 0x0201);
         survives_truncation(&ask, &[97, 0xc0, 0xc0, 0x80]);
+    }
+
+    #[test]
+    fn thresholds_that_the_sensor_has() {
+        let ask = GetThresholds { lun: 0, number: 4 };
+        assert_eq!(ask.request(), Request::new(netfn::SENSOR, 0x27, [4]));
+        let data = [0b01_1011, 131, 121, 0, 170, 175, 0];
+        let found = parse(&ask, &data).unwrap();
+        assert_eq!((found.lower_warning, found.lower_critical, found.lower_fatal), (Some(131), Some(121), None));
+        assert_eq!((found.upper_warning, found.upper_critical, found.upper_fatal), (Some(170), Some(175), None));
+        survives_truncation(&ask, &data);
     }
 }

@@ -6,7 +6,8 @@ use super::message::{Ask, Fields, Request, netfn};
 /// Longest name and password of IPMI 2.0.
 pub const NAME_MAX: usize = 16;
 pub const PASSWORD_MAX: usize = 20;
-/// Longest password that is set: BMCs exist that take 20 bytes, say yes, and keep 16 (ipmi_sim 2.0.33 is one).
+/// Longest password that is set without a check by a log-in: BMCs exist that take 20 bytes, say yes, and keep 16
+/// (ipmi_sim 2.0.33 is one).
 pub const PASSWORD_SET_MAX: usize = 16;
 
 /// Get User Access (22.27).
@@ -20,7 +21,10 @@ pub struct GetUserAccess {
 pub struct UserAccess {
     /// Highest user id of the BMC.
     pub slots: u8,
+    /// `None` where the BMC does not tell.
+    pub enabled: Option<bool>,
     pub may_message: bool,
+    /// Limit on this channel (table 6-2): 4 administrator, 0xf no access.
     pub privilege: u8,
 }
 
@@ -33,8 +37,13 @@ impl Ask for GetUserAccess {
     }
 
     fn parse(&self, data: &mut Fields<'_>) -> Option<UserAccess> {
-        let [slots, _enabled, _fixed, access] = data.array()?;
-        Some(UserAccess { slots: slots & 0x3f, may_message: access & 0x10 != 0, privilege: access & 0xf })
+        let [slots, status, _fixed, access] = data.array()?;
+        let enabled = match status >> 6 {
+            1 => Some(true),
+            2 => Some(false),
+            _ => None,
+        };
+        Some(UserAccess { slots: slots & 0x3f, enabled, may_message: access & 0x10 != 0, privilege: access & 0xf })
     }
 }
 
@@ -108,16 +117,23 @@ pub struct SetUserPassword<'a> {
 }
 
 pub enum Password<'a> {
+    Disable,
     Enable,
-    /// At most [`PASSWORD_SET_MAX`] bytes; what is longer is not sent.
+    /// At most [`PASSWORD_MAX`] bytes; what is longer is not sent. Sent in the form of 20 bytes where it has more than
+    /// [`PASSWORD_SET_MAX`].
     Set(&'a str),
     /// Compares without a change: the read-back of [`Password::Set`].
     Test(&'a str),
 }
 
+/// Bit of the user id byte: the password has 20 bytes.
+const TWENTY_BYTES: u8 = 0x80;
+
 impl SetUserPassword<'_> {
     /// Completion code of a test that did not match.
     pub const MISMATCH: u8 = 0x80;
+    /// Of a test with 16 bytes where 20 are stored, or the other way round.
+    pub const LENGTH: u8 = 0x81;
 }
 
 impl Ask for SetUserPassword<'_> {
@@ -126,13 +142,18 @@ impl Ask for SetUserPassword<'_> {
 
     fn request(&self) -> Request {
         let (operation, password) = match self.operation {
+            Password::Disable => (0, ""),
             Password::Enable => (1, ""),
             Password::Set(password) => (2, password),
             Password::Test(password) => (3, password),
         };
-        let mut data = vec![self.user & 0x3f, operation];
-        data.extend(password.bytes().take(PASSWORD_SET_MAX));
-        data.resize(2 + PASSWORD_SET_MAX, 0);
+        let (form, length) = match password.len() {
+            0..=PASSWORD_SET_MAX => (0, PASSWORD_SET_MAX),
+            _ => (TWENTY_BYTES, PASSWORD_MAX),
+        };
+        let mut data = vec![form | self.user & 0x3f, operation];
+        data.extend(password.bytes().take(length));
+        data.resize(2 + length, 0);
         Request::new(netfn::APP, 0x47, data)
     }
 
@@ -142,8 +163,8 @@ impl Ask for SetUserPassword<'_> {
 
     fn refusal(&self, code: u8) -> Option<&'static str> {
         Some(match code {
-            Self::MISMATCH => "the password is another one",
-            0x81 => "the password is stored with another length",
+            Self::MISMATCH => "it has another one",
+            Self::LENGTH => "it has one of another length",
             _ => return None,
         })
     }
@@ -162,7 +183,7 @@ mod tests {
         assert_eq!(parse(&GetUserName(2), &name).unwrap().len(), 16);
         assert!(parse(&GetUserName(2), &name[..15]).is_none());
         let access = parse(&GetUserAccess { channel: 1, user: 2 }, &[0x0a, 0x41, 0x01, 0x34]).unwrap();
-        assert_eq!(access, UserAccess { slots: 10, may_message: true, privilege: 4 });
+        assert_eq!(access, UserAccess { slots: 10, enabled: Some(true), may_message: true, privilege: 4 });
         let set = SetUserAccess { channel: 1, user: 3, privilege: Privilege::Administrator };
         assert_eq!(set.request().data, [0xb1, 3, 4]);
         let set = SetUserName { user: 3, name: "ops" }.request();
@@ -174,6 +195,8 @@ mod tests {
         let set = SetUserPassword { user: 3, operation: Password::Set("calvin") }.request().data;
         assert_eq!((set.len(), set[0], set[1], &set[2..9]), (18, 3, 2, &b"calvin\0"[..]));
         assert_eq!(SetUserPassword { user: 3, operation: Password::Test("x") }.request().data[..3], [3, 3, b'x']);
+        let long = SetUserPassword { user: 3, operation: Password::Set("seventeen-letters") }.request().data;
+        assert_eq!((long.len(), long[0], &long[18..]), (22, 0x83, &b"s\0\0\0"[..]));
         assert_eq!(SetUserPassword { user: 3, operation: Password::Enable }.request().data[..2], [3, 1]);
     }
 }

@@ -30,7 +30,8 @@ use rackline::boot::switch::config::{Services, Switch};
 use rackline::boot::tftp::packet::Packet;
 use rackline::boot::{BootAnswer, Facts, Policy, Sighting, Unanswered, http, others, probe};
 use rackline::ipmi::message::{Completion, Response, lan_response};
-use rackline::ipmi::{app, chassis, lan, sdr, sensor, user};
+use rackline::ipmi::records::{Found, Source, Walk};
+use rackline::ipmi::{app, chassis, fru, lan, sdr, sel, sensor, user};
 use rackline::machine::{Digest, MacAddr, Secret};
 use rackline::swarm::torrent::announce::{Announce, Event};
 use rackline::swarm::torrent::tracker::Tracker;
@@ -49,6 +50,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("rmcp", rmcp),
     ("ipmi", ipmi),
     ("sdr", sensors),
+    ("sel", event_log),
+    ("fru", inventory),
     ("swarm", swarm),
     ("announce", announce),
 ];
@@ -273,6 +276,12 @@ fn ipmi(bytes: &[u8]) {
     let _ = lan::GetLan { channel, parameter: lan::Address }.settle(&response);
     let _ = lan::GetLan { channel, parameter: lan::Source }.settle(&response);
     let _ = lan::GetLan { channel, parameter: lan::Mac }.settle(&response);
+    let _ = lan::GetLan { channel, parameter: lan::Mask }.settle(&response);
+    let _ = lan::GetLan { channel, parameter: lan::Vlan }.settle(&response);
+    let _ = chassis::GetCapabilities.settle(&response);
+    let _ = sel::GetInfo.settle(&response);
+    let _ = sensor::GetThresholds { lun: 0, number: 1 }.settle(&response);
+    let _ = user::GetUserAccess { channel, user: 2 }.settle(&response);
     let _ = sdr::GetRepositoryInfo.settle(&response);
     let _ = sensor::GetReading { lun: 0, number: 1 }.settle(&response);
     let _ = user::GetUserName(2).settle(&response);
@@ -280,20 +289,53 @@ fn ipmi(bytes: &[u8]) {
 
 /// A record; and a repository whose BMC answers with these bytes, however long the walk through it takes.
 fn sensors(bytes: &[u8]) {
-    for sensor in sdr::sensors(bytes) {
-        let values = sensor.scale.iter().flat_map(|s| (0..=255).map(|raw| s.value(raw)));
-        assert!(values.flatten().all(f64::is_finite));
-    }
-    let mut walk = sdr::Walk::new(sdr::Source::Repository);
-    let mut pieces = packets(bytes);
-    while walk.request().is_some() {
-        let Some(piece) = pieces.next() else { return };
-        let completion = Completion(piece.first().copied().unwrap_or(0));
-        let data = piece.get(1..).unwrap_or_default().to_vec();
-        if walk.answer(&Response { netfn: 0x0b, cmd: 0x23, completion, data }).is_err() {
-            return;
+    if let Ok(sdr::Record::Sensors(sensors)) = sdr::parse(bytes) {
+        for sensor in sensors {
+            assert!(!sensor.name.chars().any(char::is_control));
+            let values = sensor.scale.iter().flat_map(|s| (0..=255).map(|raw| s.value(raw)));
+            assert!(values.flatten().all(f64::is_finite));
         }
     }
+    records(Source::Repository, bytes);
+}
+
+/// The answers of a BMC whose list is walked; gives the records that were whole.
+fn records(source: Source, bytes: &[u8]) -> Vec<Vec<u8>> {
+    let (mut walk, mut found) = (Walk::new(source), Vec::new());
+    let mut pieces = packets(bytes);
+    while walk.request().is_some() {
+        let Some(piece) = pieces.next() else { break };
+        let completion = Completion(piece.first().copied().unwrap_or(0));
+        let data = piece.get(1..).unwrap_or_default().to_vec();
+        match walk.answer(&Response { netfn: 0x0b, cmd: 0x23, completion, data }) {
+            Ok(Some(Found::Record(record))) => found.push(record),
+            Ok(Some(Found::Broken(_)) | None) => {}
+            Err(_) => break,
+        }
+    }
+    found
+}
+
+/// An entry, and a log that is walked: each entry is one printable sentence.
+fn event_log(bytes: &[u8]) {
+    let walked = records(Source::Log, bytes);
+    assert!(walked.iter().all(|entry| entry.len() == 16));
+    for entry in walked.iter().map(Vec::as_slice).chain([bytes]).filter_map(sel::Entry::parse) {
+        let text = entry.sentence("name", None);
+        assert!(!text.is_empty() && !text.chars().any(char::is_control), "{text:?}");
+    }
+}
+
+/// The storage of an inventory: what is asked for ends, and no value steers a terminal.
+fn inventory(bytes: &[u8]) {
+    let (mut read, mut rounds) = (0, 0);
+    while fru::needed(&bytes[..read]) > read && read < bytes.len() {
+        read = fru::needed(&bytes[..read]).min(bytes.len());
+        rounds += 1;
+    }
+    assert!(rounds <= 8 + 256, "{rounds}");
+    let found = fru::parse(bytes);
+    assert!(found.fields.iter().all(|f| !f.value.is_empty() && !f.value.chars().any(char::is_control)));
 }
 
 /// What is taken for a hello says the same when it is said again, and a stream gives the same messages however the network
@@ -412,6 +454,15 @@ pub fn seeds(target: &str, fixtures: &Path) -> Vec<Vec<u8>> {
             let piece = |from: usize, to: usize| [&[0, 0xff, 0xff][..], &sdr[from..to]].concat();
             vec![sdr.to_vec(), prefixed(&[reserve, piece(0, 5), piece(5, 21), piece(21, 37), piece(37, 57)])]
         }
+        "sel" => {
+            let event = [7, 0, 2, 0x00, 0x6d, 0x5e, 0x69, 0x20, 0, 4, 0x01, 0x04, 0x01, 0x59, 0xb0, 0xaf];
+            let timed = [8, 0, 0xc1, 5, 0, 0, 0, 0xa2, 0x02, 0, 1, 2, 3, 4, 5, 6];
+            let panic = [9, 0, 0xf0, 0x20, 2, 0x46, 0x61, 0x74, 0x61, 0x6c, 0x20, 0x65, 0x78, 0x63, 0x65, 0x70];
+            let answer = |next: u8, entry: [u8; 16]| [&[0, next, 0][..], &entry].concat();
+            let log = [answer(8, event), answer(9, timed), vec![0xca], vec![0, 1, 0], answer(0xff, panic)];
+            [event, timed, panic].map(|e| e.to_vec()).into_iter().chain([prefixed(&log)]).collect()
+        }
+        "fru" => fixtures.parent().map(|folder| storages(&folder.join("ipmi"))).unwrap_or_default(),
         "swarm" => {
             let digest = Digest([7; 32]);
             let mut skip = wire::Bitmap::new(11, false);
@@ -446,6 +497,18 @@ fn switches() -> Vec<Vec<u8>> {
         bytes
     };
     asked.map(message).to_vec()
+}
+
+/// The inventories of real servers, from the command files of their simulations.
+fn storages(folder: &Path) -> Vec<Vec<u8>> {
+    let emu = std::fs::read_to_string(folder.join("dell_r630.emu")).unwrap();
+    let storages = emu.split("mc_add_fru_data ").skip(1).map(|rest| rest.split("\n\n").next().unwrap_or_default());
+    // Controller, device, size and `data` in front of the bytes; most of the storage is empty.
+    let bytes = storages.map(|words| {
+        let words = words.split_whitespace().skip(4).filter_map(|word| word.strip_prefix("0x"));
+        words.map(|digits| u8::from_str_radix(digits, 16).unwrap()).take(512).collect()
+    });
+    bytes.collect()
 }
 
 /// The messages of each capture, and those of switches.

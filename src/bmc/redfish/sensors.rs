@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::doc::{Doc, Properties};
 use super::session::Session;
-use crate::bmc::Sensor;
+use crate::bmc::{Sensor, SensorLimits};
 use crate::error::Result;
 use crate::ipmi::sensor::Level;
 
@@ -106,7 +106,8 @@ fn sensor(doc: &Value) -> Option<Sensor> {
         value,
         unit: unit(&doc.text("ReadingUnits").unwrap_or_default()),
         level: level(doc, value, &bounds),
-        states: None,
+        states: Vec::new(),
+        limits: bounds.limits(),
     })
 }
 
@@ -128,7 +129,8 @@ fn old(entry: &Value, kind: &str, unit: &str, reading: &str) -> Option<Sensor> {
         value,
         unit: unit.to_owned(),
         level: level(entry, value, &bounds),
-        states: None,
+        states: Vec::new(),
+        limits: bounds.limits(),
     })
 }
 
@@ -160,6 +162,19 @@ struct Bounds {
     fatal: (Option<f64>, Option<f64>),
     critical: (Option<f64>, Option<f64>),
     warning: (Option<f64>, Option<f64>),
+}
+
+impl Bounds {
+    fn limits(&self) -> SensorLimits {
+        SensorLimits {
+            lower_warning: self.warning.0,
+            lower_critical: self.critical.0,
+            lower_fatal: self.fatal.0,
+            upper_warning: self.warning.1,
+            upper_critical: self.critical.1,
+            upper_fatal: self.fatal.1,
+        }
+    }
 }
 
 /// The worse of what the thresholds and the BMC's own judgement say; `None` where neither says anything.

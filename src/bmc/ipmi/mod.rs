@@ -1,26 +1,24 @@
 //! The IPMI side of [`Bmc`]: commands of `crate::ipmi` in a session of [`super::rmcp`].
 
+mod log;
+mod network;
+mod parts;
+mod records;
+mod users;
+
+pub use records::Records;
+
 use super::rmcp::{Repeat, Session};
-use super::{Bmc, BootDevice, BootOverride, BootSeen, ChassisState, Fault, Info, Power, PowerAction, Sensor};
+use super::{
+    Bmc, BootDevice, BootOverride, BootSeen, ChassisState, Fault, Info, Log, Network, Part, Power, PowerAction, Sensor,
+    SetNetwork, User,
+};
 use crate::error::Result;
-use crate::ipmi::app::{DeviceId, GetDeviceId, GetSystemGuid, PRESENT_CHANNEL};
+use crate::ipmi::app::{GetChannelInfo, GetDeviceId, GetSystemGuid, PRESENT_CHANNEL, Reset};
 use crate::ipmi::chassis::{self, BootFlags, Control, GetBootFlags, GetStatus, Identify, SetBootOption};
 use crate::ipmi::lan::{Address, GetLan, Mac, Source};
-use crate::ipmi::sdr::{self, GetRepositoryInfo, RepositoryInfo, Walk, kind_name};
-use crate::ipmi::sensor::GetReading;
 use crate::ipmi::{Ask, Completion};
-use crate::machine::Firmware;
-
-/// Sensors of one BMC that are read; a real server has 50 to 400.
-const SENSORS_MAX: usize = 1024;
-/// Slave address of the BMC itself. Sensors of other controllers would need bridging.
-const BMC_OWNER: u8 = 0x20;
-
-/// Sensor records of a BMC, kept between calls: to read them takes seconds, and they hardly ever change.
-pub struct Records {
-    info: RepositoryInfo,
-    sensors: Vec<sdr::Sensor>,
-}
+use crate::machine::{Firmware, Secret};
 
 pub struct Ipmi<'a> {
     pub session: &'a mut Session,
@@ -33,34 +31,10 @@ impl Ipmi<'_> {
         answer.map_err(|fault| fault.into_error(self.session.whose()))
     }
 
-    /// The records, read again only where the BMC says that they changed.
-    async fn read_records(&mut self) -> Result<()> {
-        let device: DeviceId = self.ask(&GetDeviceId).await?;
-        let info = match device.has_sdr_repository {
-            true => Some(self.ask(&GetRepositoryInfo).await?),
-            false => None,
-        };
-        if let (Some(records), Some(info)) = (self.records.as_ref(), info)
-            && records.info == info
-        {
-            return Ok(());
-        }
-        let source = if info.is_some() { sdr::Source::Repository } else { sdr::Source::Device };
-        let mut walk = Walk::new(source);
-        let mut sensors = Vec::new();
-        while let Some(request) = walk.request() {
-            let response = self.session.exchange(&request, Repeat::Soon).await?;
-            let record = walk.answer(&response).map_err(|fault| fault.into_error(self.session.whose()))?;
-            sensors.extend(record.iter().flat_map(|r| sdr::sensors(r)).filter(|s| s.owner == BMC_OWNER));
-            if sensors.len() >= SENSORS_MAX {
-                tracing::warn!(bmc = self.session.whose(), "more than {SENSORS_MAX} sensors; the rest is not read");
-                sensors.truncate(SENSORS_MAX);
-                break;
-            }
-        }
-        let info = info.unwrap_or(RepositoryInfo { records: 0, added: 0, erased: 0 });
-        *self.records = Some(Records { info, sensors });
-        Ok(())
+    /// The number of the channel that we came in on; some BMCs take [`PRESENT_CHANNEL`] for reading only.
+    async fn channel(&mut self) -> Result<u8> {
+        let channel = self.session.ask(&GetChannelInfo(PRESENT_CHANNEL)).await?;
+        Ok(channel.map_or(PRESENT_CHANNEL, |channel| channel.number))
     }
 }
 
@@ -136,24 +110,7 @@ impl Bmc for Ipmi<'_> {
     }
 
     async fn sensors(&mut self) -> Result<Vec<Sensor>> {
-        self.read_records().await?;
-        let records = self.records.as_ref().map(|r| r.sensors.as_slice()).unwrap_or_default();
-        let mut sensors = Vec::with_capacity(records.len());
-        for record in records {
-            // A refusal here is "not present" or "not allowed for this sensor": there is no reading.
-            let reading = self.session.ask(&GetReading { lun: record.lun, number: record.number }).await?.ok();
-            let raw = reading.and_then(|r| r.raw);
-            let there = reading.filter(|r| r.raw.is_some());
-            sensors.push(Sensor {
-                name: record.name.clone(),
-                kind: kind_name(record.kind).to_owned(),
-                value: raw.and_then(|raw| record.scale?.value(raw)),
-                unit: record.unit.to_owned(),
-                level: there.filter(|_| record.threshold).map(|r| r.level()),
-                states: there.filter(|_| !record.threshold).map(|r| r.states),
-            });
-        }
-        Ok(sensors)
+        self.read_sensors().await
     }
 
     async fn info(&mut self) -> Result<Info> {
@@ -179,8 +136,50 @@ impl Bmc for Ipmi<'_> {
                 .ask(&GetLan { channel: lan, parameter: Source })
                 .await?
                 .ok()
-                .map(str::to_owned),
+                .map(|origin| origin.name().to_owned()),
         })
+    }
+
+    async fn log(&mut self, after: Option<&str>) -> Result<Log> {
+        self.read_log(after).await
+    }
+
+    async fn clear_log(&mut self, last: &str) -> Result<()> {
+        self.erase_log(last).await
+    }
+
+    async fn set_clock(&mut self) -> Result<()> {
+        self.write_clock().await
+    }
+
+    async fn parts(&mut self) -> Result<Vec<Part>> {
+        self.read_parts().await
+    }
+
+    async fn users(&mut self) -> Result<Vec<User>> {
+        self.read_users().await
+    }
+
+    async fn set_password(&mut self, user: &str, password: &Secret) -> Result<()> {
+        self.write_password(user, password).await
+    }
+
+    async fn network(&mut self) -> Result<Network> {
+        self.read_network().await
+    }
+
+    async fn set_network(&mut self, wanted: &SetNetwork) -> Result<()> {
+        self.write_network(wanted).await
+    }
+
+    async fn reset_bmc(&mut self, cold: bool) -> Result<()> {
+        let ask = Reset { cold };
+        match self.session.exchange(&ask.request(), Repeat::Late).await {
+            Ok(response) => ask.settle(&response).map_err(|fault| fault.into_error(self.session.whose())),
+            // It went down before it answered, and that is what was wanted.
+            Err(e) if e.code() == "bmc.unreachable" && self.session.heard() => Ok(()),
+            Err(e) => Err(e),
+        }
     }
 }
 
