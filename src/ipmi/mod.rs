@@ -9,6 +9,7 @@ pub mod chassis;
 pub mod device;
 pub mod lan;
 pub mod message;
+pub mod payload;
 pub mod sdr;
 pub mod sensor;
 pub mod user;
