@@ -1,4 +1,4 @@
-//! Power, boot device, sensors and identity of a machine through its BMC.
+//! Power, boot device, sensors, identity and console of a machine through its BMC.
 //!
 //! ```text
 //! engine ── Command ──► Fleet ── one at a time per BMC ──► act ──► trait Bmc ─┬► ipmi ──► rmcp ──► the BMC
@@ -15,6 +15,7 @@ pub mod ipmi;
 pub mod redfish;
 pub mod personality;
 pub mod rmcp;
+pub mod sol;
 
 use std::future::Future;
 use std::net::SocketAddr;

@@ -13,6 +13,7 @@ pub mod lan;
 pub mod meaning;
 pub mod message;
 pub mod records;
+pub mod payload;
 pub mod sdr;
 pub mod sel;
 pub mod sensor;

@@ -8,6 +8,7 @@ mod bmc_proxy;
 mod bmc_sim;
 mod boot;
 mod config;
+mod console;
 mod conversations;
 mod delivery;
 mod dhcp_clients;

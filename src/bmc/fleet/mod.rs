@@ -34,7 +34,7 @@ use tokio::sync::{Mutex as Turn, Notify, OwnedMutexGuard, OwnedSemaphorePermit, 
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::act::Limits;
-use super::rmcp::{Pace, whose};
+use super::rmcp::{Pace, Session, whose};
 use super::{Access, Answer, Command, Doors, Protocol};
 use crate::error::{Error, Result};
 use crate::machine::Secret;
@@ -135,6 +135,11 @@ struct Refused {
     times: u32,
 }
 
+/// Holds the turn of a BMC.
+pub struct Guard {
+    _turn: OwnedMutexGuard<Slot>,
+}
+
 /// A command on its way, with what it is about.
 struct Call<'a> {
     access: &'a Access,
@@ -211,6 +216,29 @@ impl Fleet {
             briefly(place.ok(), settings.place, self.attend(&mut slot, &call, &command, &settings.limits, asked)).await;
         self.leave(slot, &call, &result).await;
         result
+    }
+
+    /// A session of its own beside the fleet's, for what lasts, such as a console. It is made in the turn of this BMC, and
+    /// nobody else asks it anything until the guard is dropped; a refused log-in and a silence count as those of commands do.
+    pub async fn beside(&self, access: &Access) -> Result<(Session, Guard)> {
+        let settings = &self.inner.settings;
+        let (Some(key), Some(address)) = (access.doors.key(), access.doors.ipmi) else {
+            return Err(Error::refused("bmc.unsupported", "this needs IPMI, and the BMC's IPMI address is not known")
+                .hint("add it to bmc_address in the list of expected machines"));
+        };
+        let entry = lock(&self.inner.bmcs).entry(key).or_default().clone();
+        let call = Call { access, key, door: Protocol::Ipmi, address, entry };
+        call.admit(call.entry.slot.try_lock().is_err())?;
+        let _in_line = call.line_up()?;
+        let turn = timeout(settings.turn, call.entry.slot.clone().lock_owned());
+        let mut slot = turn.await.map_err(|_| call.busy())?;
+        call.admit(false)?;
+        let place = timeout(settings.turn, self.inner.commands.clone().acquire_owned());
+        let place = place.await.map_err(|_| call.busy())?;
+        let work = slot.beside(access, address, settings, Instant::now() + settings.command);
+        let opened = briefly(place.ok(), settings.place, work).await;
+        lock(&call.entry.standing).note(&call, opened.as_ref().err());
+        Ok((opened?, Guard { _turn: slot }))
     }
 
     /// Why a BMC is not asked through its first door, while that is so.

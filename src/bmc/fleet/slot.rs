@@ -86,10 +86,7 @@ impl Slot {
     /// A new session, and not sooner after the last one than BMCs stand.
     pub async fn open(&mut self, access: &Access, settings: &Settings, deadline: Instant) -> Result<()> {
         self.session = None;
-        if let Some(at) = self.logged_in {
-            sleep_until((at + settings.log_in_gap).min(deadline)).await;
-        }
-        self.logged_in = Some(Instant::now());
+        self.wait_to_log_in(settings, deadline).await;
         let line = match access.doors.way() {
             Some((Protocol::Ipmi, address)) => {
                 let opened = Session::open(access, address, settings.pace, self.suite, deadline).await;
@@ -108,6 +105,29 @@ impl Slot {
         };
         self.session = Some((line, access.clone()));
         Ok(())
+    }
+
+    /// A session besides, of whoever wants it for long, with the highest privilege.
+    pub async fn beside(
+        &mut self,
+        access: &Access,
+        address: SocketAddr,
+        settings: &Settings,
+        deadline: Instant,
+    ) -> Result<Session> {
+        self.wait_to_log_in(settings, deadline).await;
+        let opened = Session::open(access, address, settings.pace, self.suite, deadline).await;
+        self.suite = opened.as_ref().ok().map(Session::suite);
+        let mut session = opened?;
+        session.raise().await?;
+        Ok(session)
+    }
+
+    async fn wait_to_log_in(&mut self, settings: &Settings, deadline: Instant) {
+        if let Some(at) = self.logged_in {
+            sleep_until((at + settings.log_in_gap).min(deadline)).await;
+        }
+        self.logged_in = Some(Instant::now());
     }
 
     pub async fn perform(&mut self, command: &Command, limits: &Limits) -> Result<Answer> {

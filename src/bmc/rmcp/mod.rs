@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 pub use crypto::Suite;
+pub use packet::Payload;
 use packet::Window;
 pub use wire::Pace;
 use wire::Wire;
@@ -228,11 +229,12 @@ impl Session {
                     // Each sending has a number of its own; the BMC drops what it has seen (section 6.12.13).
                     *sequence = sequence.wrapping_add(1).max(1);
                     // The cipher fails on text that is not a multiple of the block, which this is. Nothing is sent then.
-                    packet::sealed(keys, remote, *sequence, &message).unwrap_or_default()
+                    packet::sealed(keys, remote, *sequence, Payload::Message, &message).unwrap_or_default()
                 },
                 |packet| {
-                    let (sequence, message) = packet::unseal(keys, local, packet)?;
-                    if !window.accept(sequence) {
+                    let (sequence, kind, message) = packet::unseal(keys, local, packet)?;
+                    // What another payload brings meanwhile is not confirmed, so the BMC sends it again.
+                    if !window.accept(sequence) || kind != Payload::Message {
                         return None;
                     }
                     let (seq, response) = lan_response(&message)?;
@@ -242,6 +244,47 @@ impl Session {
             )
             .await?
             .ok()
+    }
+
+    /// The id that the BMC gave this session.
+    pub fn id(&self) -> u32 {
+        self.remote
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Sends and waits for nothing: for what goes its own way within the session.
+    pub async fn send(&mut self, kind: Payload, payload: &[u8]) {
+        self.sequence = self.sequence.wrapping_add(1).max(1);
+        if let Ok(packet) = packet::sealed(&self.keys, self.remote, self.sequence, kind, payload) {
+            self.wire.tell(&packet).await;
+        }
+    }
+
+    /// Sends a request of which the answer comes by [`Session::receive`], under this number.
+    pub async fn send_request(&mut self, request: &Request) -> u8 {
+        self.number = (self.number + 1) & 0x3f;
+        self.send(Payload::Message, &lan_request(request, self.number)).await;
+        self.number
+    }
+
+    /// The next payload that is whole, signed, of this session and new. Nothing is lost where the wait is given up.
+    pub async fn receive(&mut self) -> (Payload, Vec<u8>) {
+        loop {
+            let Some(packet) = self.wire.receive().await else { continue };
+            let Some((sequence, kind, payload)) = packet::unseal(&self.keys, self.local, packet) else { continue };
+            if self.window.accept(sequence) {
+                self.last_used = Instant::now();
+                return (kind, payload);
+            }
+        }
+    }
+
+    /// What the network said last about the BMC's address, such as "connection refused".
+    pub fn trouble(&mut self) -> Option<std::io::Error> {
+        self.wire.trouble()
     }
 
     /// Gives the session slot back to the BMC.

@@ -10,12 +10,20 @@ const RMCP: [u8; 4] = [0x06, 0x00, 0xff, 0x07];
 /// Authentication type of the session header: none (IPMI 1.5 form), RMCP+.
 const NO_AUTHENTICATION: u8 = 0x00;
 const RMCP_PLUS: u8 = 0x06;
-/// Payload types (table 13-16) and the two flags above them.
-const IPMI_MESSAGE: u8 = 0x00;
+/// The flags above the payload type.
 const ENCRYPTED: u8 = 0x80;
 const AUTHENTICATED: u8 = 0x40;
 /// Last byte before the check value.
 const NEXT_HEADER: u8 = 0x07;
+
+/// Payload types within a session (table 13-16).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Payload {
+    Message = 0x00,
+    /// Serial over LAN.
+    Sol = 0x01,
+}
 
 /// Payload types of the session set-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,10 +85,10 @@ pub fn setup_payload(packet: &[u8], kind: Setup) -> Option<&[u8]> {
     (session == 0).then(|| fields.take(length.into()))?
 }
 
-/// A message within a session, encrypted and signed.
-pub fn sealed(keys: &Keys, session: u32, sequence: u32, message: &[u8]) -> Result<Vec<u8>, Unspecified> {
+/// A payload within a session, encrypted and signed.
+pub fn sealed(keys: &Keys, session: u32, sequence: u32, kind: Payload, payload: &[u8]) -> Result<Vec<u8>, Unspecified> {
     let mut signed = Vec::with_capacity(128);
-    header(&mut signed, IPMI_MESSAGE | ENCRYPTED | AUTHENTICATED, session, sequence, &keys.encrypt(message)?);
+    header(&mut signed, kind as u8 | ENCRYPTED | AUTHENTICATED, session, sequence, &keys.encrypt(payload)?);
     // The signed part, with the pad length and next header bytes, is a multiple of 4 long.
     let pad = (4 - (signed.len() + 2) % 4) % 4;
     signed.extend(std::iter::repeat_n(0xff, pad));
@@ -89,21 +97,24 @@ pub fn sealed(keys: &Keys, session: u32, sequence: u32, message: &[u8]) -> Resul
     Ok([&RMCP[..], &signed, &check].concat())
 }
 
-/// Sequence number and message of a packet of this session; `None` for all that is not whole, not of this session, not
-/// signed with its key, or not encrypted.
-pub fn unseal(keys: &Keys, session: u32, packet: &[u8]) -> Option<(u32, Vec<u8>)> {
+/// Sequence number and payload of a packet of this session; `None` for all that is not whole, not of this session, not
+/// signed with its key, not encrypted, or of another type.
+pub fn unseal(keys: &Keys, session: u32, packet: &[u8]) -> Option<(u32, Payload, Vec<u8>)> {
     let rest = packet.strip_prefix(&RMCP)?;
     let (signed, check) = rest.split_at_checked(rest.len().checked_sub(keys.check_length())?)?;
     let mut fields = Fields(signed);
-    if (fields.u8()?, fields.u8()?) != (RMCP_PLUS, IPMI_MESSAGE | ENCRYPTED | AUTHENTICATED) {
+    if fields.u8()? != RMCP_PLUS {
         return None;
     }
+    let kind = fields.u8()?;
+    let kind =
+        [Payload::Message, Payload::Sol].into_iter().find(|known| kind == *known as u8 | ENCRYPTED | AUTHENTICATED)?;
     let (of, sequence, length) = (fields.u32()?, fields.u32()?, fields.u16()?);
     if of != session || !keys.verify(signed, check) {
         return None;
     }
     let payload = fields.take(length.into())?;
-    Some((sequence, keys.decrypt(payload)?))
+    Some((sequence, kind, keys.decrypt(payload)?))
 }
 
 /// Which sequence numbers were seen (section 6.12.13): each is taken once, and none that is 32 or more behind the
@@ -164,8 +175,8 @@ mod tests {
     fn sealed_packets_open_and_no_changed_byte_gets_through() {
         for suite in [Suite::Three, Suite::Seventeen] {
             let keys = Keys::derive(suite, b"session key").unwrap();
-            let packet = sealed(&keys, 7, 5, b"message").unwrap();
-            assert_eq!(unseal(&keys, 7, &packet), Some((5, b"message".to_vec())));
+            let packet = sealed(&keys, 7, 5, Payload::Sol, b"message").unwrap();
+            assert_eq!(unseal(&keys, 7, &packet), Some((5, Payload::Sol, b"message".to_vec())));
             assert_eq!(unseal(&keys, 8, &packet), None);
             for i in 0..packet.len() {
                 let mut bad = packet.clone();

@@ -117,6 +117,18 @@ impl Wire {
         bad
     }
 
+    /// The next datagram; `None` after an error of the socket, which is noted.
+    pub async fn receive(&mut self) -> Option<&[u8]> {
+        match self.socket.recv(&mut self.buffer).await {
+            Ok(length) => self.buffer.get(..length),
+            Err(e) => {
+                self.trouble = Some(e);
+                tokio::time::sleep(AFTER_ERROR).await;
+                None
+            }
+        }
+    }
+
     /// Sends once and does not wait.
     pub async fn tell(&mut self, packet: &[u8]) {
         if let Err(e) = self.socket.send(packet).await {

@@ -1,0 +1,344 @@
+//! Consoles of machines against `ipmi_sim` of OpenIPMI, whose serial port is a TCP connection to the test, directly and
+//! through a proxy that loses datagrams; with `ipmitool` as the other one who wants the console.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket as StdSocket};
+use std::process::{Child, Command as Process, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
+
+use rackline::bmc::rmcp::Pace;
+use rackline::bmc::sol::hub::{Hands, Status, Told, Typed, Watch};
+use rackline::bmc::sol::record::{Limits, Recorder};
+use rackline::bmc::sol::{Consoles, Door, Timing, text};
+use rackline::bmc::{Access, Answer, Command, Doors, Fleet, Settings};
+use rackline::machine::{MachineId, Secret};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::bmc_proxy::{Proxy, Weather};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// A loopback address that no other test has.
+fn address() -> Ipv4Addr {
+    static COUNT: AtomicU32 = AtomicU32::new(1);
+    let [_, b, c, d] = (std::process::id().wrapping_mul(241) + COUNT.fetch_add(1, Relaxed)).to_be_bytes();
+    Ipv4Addr::new(127, b | 0x80, c, d.clamp(1, 254))
+}
+
+/// A BMC and the other end of its serial port.
+struct Bmc {
+    child: Child,
+    dir: tempfile::TempDir,
+    address: SocketAddr,
+    port: TcpListener,
+}
+
+impl Drop for Bmc {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Bmc {
+    async fn start() -> (Self, TcpStream) {
+        let dir = tempfile::tempdir().unwrap();
+        let at = address();
+        let address = StdSocket::bind((at, 0)).unwrap().local_addr().unwrap();
+        let port = TcpListener::bind((at, 0)).await.unwrap();
+        fs::create_dir(dir.path().join("state")).unwrap();
+        let emu = "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\nmc_enable 0x20\n";
+        fs::write(dir.path().join("bmc.emu"), emu).unwrap();
+        let auth = "none md2 md5 straight";
+        let levels = ["callback", "user", "operator", "admin"].map(|l| format!("allowed_auths_{l} {auth}\n")).concat();
+        let conf = format!(
+            "name \"sim\"\nset_working_mc 0x20\nstartlan 1\naddr {} {}\npriv_limit admin\n{levels}\
+             guid 4c414200000000000000000000000001\nendlan\nchassis_control \"/bin/true\"\nsol \"tcp:{at}:{}\" 115200\n\
+             startnow false\nuser 1 false \"\" \"\" user 10 {auth}\nuser 2 true \"admin\" \"calvin-lab\" admin 10 {auth}\n",
+            at,
+            address.port(),
+            port.local_addr().unwrap().port(),
+        );
+        fs::write(dir.path().join("lan.conf"), conf).unwrap();
+        let child = Self::spawn(dir.path());
+        let bmc = Self { child, dir, address, port };
+        let machine = bmc.machine().await;
+        (bmc, machine)
+    }
+
+    fn spawn(dir: &std::path::Path) -> Child {
+        let mut sim = Process::new("ipmi_sim");
+        sim.args(["-n", "-c"]).arg(dir.join("lan.conf")).arg("-f").arg(dir.join("bmc.emu"));
+        sim.arg("-s").arg(dir.join("state")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        sim.spawn().expect("ipmi_sim of the Debian package openipmi")
+    }
+
+    /// The serial port as the machine has it.
+    async fn machine(&self) -> TcpStream {
+        timeout(10_000 * MS, self.port.accept()).await.expect("ipmi_sim opens its serial port").unwrap().0
+    }
+
+    fn ipmitool(&self, words: &str) -> Process {
+        let line = format!(
+            "ipmitool -I lanplus -C 3 -H {} -p {} -U admin -P calvin-lab {words}",
+            self.address.ip(),
+            self.address.port()
+        );
+        let mut tool = Process::new("script");
+        // It wants a terminal.
+        tool.args(["-qec", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        tool
+    }
+}
+
+struct Site {
+    consoles: Consoles,
+    fleet: Fleet,
+    access: Access,
+    machine: MachineId,
+    _dir: tempfile::TempDir,
+}
+
+impl Site {
+    fn new(bmc: SocketAddr) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let pace = Pace { first: 150 * MS, longest: 600 * MS, answer: 4000 * MS, open: 6000 * MS };
+        let fleet = Fleet::new(Settings { pace, ..Settings::default() });
+        let access =
+            Access { doors: Doors::ipmi(bmc), user: "admin".into(), password: Secret::new("calvin-lab".to_owned()) };
+        let (given, recorder) = (access.clone(), Recorder::start(dir.path(), Limits::default()).unwrap());
+        let door: Door = std::sync::Arc::new(move |_| Box::pin(std::future::ready(Ok(given.clone()))));
+        let timing = Timing {
+            keep_alive: 500 * MS,
+            ask_again: 200 * MS,
+            pause: 200 * MS,
+            pause_max: 500 * MS,
+            pause_refused: 500 * MS,
+        };
+        let consoles = Consoles::new(fleet.clone(), recorder, door, timing);
+        Self { consoles, fleet, access, machine: MachineId::generate(), _dir: dir }
+    }
+
+    fn watch(&self) -> Watch {
+        self.consoles.watch(self.machine, Hands::On, false)
+    }
+
+    async fn connected(&self) {
+        until("the console is connected", || self.consoles.status(self.machine).0 == Status::Connected).await;
+    }
+
+    /// Everything that is recorded of the newest boot.
+    fn recorded(&self) -> Vec<u8> {
+        let mut all = Vec::new();
+        while let Ok(piece) = self.consoles.shelf().read(self.machine, None, all.len() as u64, 1 << 20) {
+            if piece.bytes.is_empty() {
+                break;
+            }
+            all.extend(piece.bytes);
+        }
+        all
+    }
+
+    /// The lines of the newest boot; notes in angle brackets.
+    fn lines(&self) -> Vec<String> {
+        let Ok(piece) = self.consoles.shelf().read(self.machine, None, 0, 1 << 20) else { return Vec::new() };
+        let lines = text::lines(&piece);
+        let show = |line: text::Line| if line.note { format!("<{}>", line.text) } else { line.text };
+        lines.lines.into_iter().chain(lines.tail).map(show).collect()
+    }
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + 20_000 * MS;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        sleep(10 * MS).await;
+    }
+}
+
+async fn type_in(watch: &Watch, text: &[u8]) {
+    for part in text.chunks(512) {
+        let mut typed = Some(Typed::Text(part.to_vec()));
+        while !watch.type_in(&mut typed) || typed.is_some() {
+            sleep(5 * MS).await;
+        }
+    }
+}
+
+/// What the machine gets, up to this.
+async fn hears(machine: &mut TcpStream, last: &[u8]) -> Vec<u8> {
+    let mut heard = Vec::new();
+    while !heard.ends_with(last) {
+        let byte = timeout(20_000 * MS, machine.read_u8()).await;
+        heard.push(byte.unwrap_or_else(|_| panic!("only {:?}", String::from_utf8_lossy(&heard))).unwrap());
+    }
+    heard
+}
+
+/// What the watcher gets, up to this; notes are left out.
+async fn sees(watch: &mut Watch, last: &str) -> String {
+    let mut seen = watch.recent.clone();
+    watch.recent.clear();
+    while !seen.ends_with(last.as_bytes()) {
+        let told = timeout(20_000 * MS, watch.next()).await;
+        match told.unwrap_or_else(|_| panic!("only {:?}", String::from_utf8_lossy(&seen))) {
+            Some(Told::Text(text)) => seen.extend_from_slice(&text),
+            Some(_) => {}
+            None => panic!("the console has ended"),
+        }
+    }
+    String::from_utf8(seen).unwrap()
+}
+
+/// Printable, and each place different from the others.
+fn pattern(bytes: usize) -> Vec<u8> {
+    (0..).map(|n: u32| format!("{n:07}\n")).flat_map(String::into_bytes).take(bytes).collect()
+}
+
+#[tokio::test]
+async fn both_directions_while_other_commands_go_on() {
+    let (bmc, mut machine) = Bmc::start().await;
+    let site = Site::new(bmc.address);
+    site.consoles.record(site.machine, false);
+    let mut watch = site.watch();
+    assert!(watch.types);
+    site.connected().await;
+    machine.write_all(b"GRUB loading\r\nlogin: ").await.unwrap();
+    assert_eq!(sees(&mut watch, "login: ").await, "GRUB loading\r\nlogin: ");
+    for _ in 0..3 {
+        let answer = site.fleet.run(&site.access, Command::Info).await.unwrap();
+        assert!(matches!(answer, Answer::Info(_)));
+    }
+    // Somebody else sees what was printed and does not type.
+    let mut other = site.watch();
+    assert!(!other.types);
+    type_in(&other, b"nobody\r").await;
+    type_in(&watch, b"root\r").await;
+    assert_eq!(hears(&mut machine, b"\r").await, b"root\r");
+    machine.write_all(b"root\r\n# ").await.unwrap();
+    assert_eq!(sees(&mut other, "# ").await, "GRUB loading\r\nlogin: root\r\n# ");
+    // Then takes the keys.
+    let instead = site.consoles.watch(site.machine, Hands::Instead, false);
+    until("the first is told", || {
+        matches!(futures::FutureExt::now_or_never(watch.next()), Some(Some(Told::Displaced)))
+    })
+    .await;
+    type_in(&watch, b"not me\r").await;
+    assert!(instead.type_in(&mut Some(Typed::Break)));
+    type_in(&instead, b"b").await;
+    // Telnet's sign for a break is what ipmi_sim makes of it, with the next key.
+    assert_eq!(hears(&mut machine, b"b").await, b"\xff\xf3b");
+    until("the recording is written", || site.lines() == ["GRUB loading", "login: root", "#"]).await;
+    site.consoles.leave(site.machine);
+    drop((watch, other, instead));
+    until("nobody wants it", || site.consoles.status(site.machine).0 == Status::Idle).await;
+    // The BMC has its console back.
+    let mut tool = bmc.ipmitool("sol activate").spawn().unwrap();
+    sleep(500 * MS).await;
+    assert!(tool.try_wait().unwrap().is_none(), "ipmitool has the console");
+    tool.kill().unwrap();
+    tool.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_burst_comes_whole_and_a_long_paste_too() {
+    let (bmc, mut machine) = Bmc::start().await;
+    let site = Site::new(bmc.address);
+    site.consoles.record(site.machine, false);
+    let watch = site.watch();
+    site.connected().await;
+    let burst = pattern(64 << 10);
+    machine.write_all(&burst).await.unwrap();
+    until("64 KiB are recorded", || site.recorded().len() >= burst.len()).await;
+    assert!(site.recorded() == burst, "the recording differs");
+    // Its buffer holds 32 bytes: parts are accepted, and refused, and sent again.
+    let mut paste = pattern(6000);
+    paste.push(b'!');
+    let typing = type_in(&watch, &paste);
+    let (heard, ()) = tokio::join!(hears(&mut machine, b"!"), typing);
+    assert!(heard == paste, "{} of {} bytes", heard.len(), paste.len());
+    site.consoles.close().await;
+}
+
+#[tokio::test]
+async fn lost_packets_lose_no_text() {
+    let (bmc, mut machine) = Bmc::start().await;
+    let weather = Weather { loss: 15, doubled: 10, late: 5, garbage: true };
+    let proxy = Proxy::start(address(), bmc.address, weather).await;
+    let site = Site::new(proxy.address);
+    site.consoles.record(site.machine, false);
+    let watch = site.watch();
+    site.connected().await;
+    let (text, mut keys) = (pattern(1500), pattern(200));
+    keys.push(b'!');
+    machine.write_all(&text).await.unwrap();
+    let (heard, ()) = tokio::join!(hears(&mut machine, b"!"), type_in(&watch, &keys));
+    assert!(heard == keys, "{:?}", String::from_utf8_lossy(&heard));
+    until("all is recorded", || site.recorded().len() >= text.len()).await;
+    assert_eq!(String::from_utf8(site.recorded()).unwrap(), String::from_utf8(text).unwrap());
+    assert!(proxy.lost() > 3, "{}", proxy.lost());
+}
+
+#[tokio::test]
+async fn a_console_that_somebody_has_is_left_or_taken_over() {
+    let (bmc, mut machine) = Bmc::start().await;
+    let mut tool = bmc.ipmitool("sol activate").spawn().unwrap();
+    let site = Site::new(bmc.address);
+    // Its set-up takes a moment; whoever comes before it would have the console.
+    sleep(1000 * MS).await;
+    let mut watch = site.watch();
+    let taken = |status: &Status| matches!(status, Status::Waiting { why, .. } if why.contains("somebody"));
+    until("the console is in use", || taken(&site.consoles.status(site.machine).0)).await;
+    let Status::Waiting { why, hint } = site.consoles.status(site.machine).0 else { panic!() };
+    assert!(why.contains("has the console of BMC") && hint.unwrap().contains("--force"), "{why}");
+    assert!(tool.try_wait().unwrap().is_none(), "ipmitool was left alone");
+    let by_force = site.consoles.watch(site.machine, Hands::On, true);
+    site.connected().await;
+    machine.write_all(b"ours now\n").await.unwrap();
+    assert_eq!(sees(&mut watch, "now\n").await, "ours now\n");
+    tool.kill().unwrap();
+    tool.wait().unwrap();
+    // And the other way round: somebody ends ours. It is noticed, and taken up again.
+    drop(by_force);
+    assert!(bmc.ipmitool("sol deactivate").status().unwrap().success());
+    until("the end is noticed", || site.consoles.status(site.machine).0 != Status::Connected).await;
+    site.connected().await;
+    machine.write_all(b"and again\n").await.unwrap();
+    assert_eq!(sees(&mut watch, "again\n").await, "and again\n");
+}
+
+#[tokio::test]
+async fn a_bmc_that_dies_leaves_a_gap_in_the_recording() {
+    let (mut bmc, mut machine) = Bmc::start().await;
+    let site = Site::new(bmc.address);
+    site.consoles.record(site.machine, false);
+    site.connected().await;
+    machine.write_all(b"before\n").await.unwrap();
+    until("it is recorded", || site.lines() == ["before"]).await;
+    bmc.child.kill().unwrap();
+    bmc.child.wait().unwrap();
+    until("the loss is noticed", || matches!(site.consoles.status(site.machine).0, Status::Waiting { .. })).await;
+    bmc.child = Bmc::spawn(bmc.dir.path());
+    let mut machine = bmc.machine().await;
+    site.connected().await;
+    machine.write_all(b"after\n").await.unwrap();
+    until("the rest is recorded", || site.lines().last().is_some_and(|line| line == "after")).await;
+    let lines = site.lines();
+    assert!(lines.len() >= 4 && lines[1].starts_with("<no console: BMC"), "{lines:?}");
+    assert!(lines[lines.len() - 2].starts_with("<console back after"), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_console_that_is_switched_off_is_switched_on_with_a_note() {
+    let (bmc, mut machine) = Bmc::start().await;
+    assert!(bmc.ipmitool("sol set enabled false").status().unwrap().success());
+    let site = Site::new(bmc.address);
+    site.consoles.record(site.machine, false);
+    site.connected().await;
+    machine.write_all(b"hello\n").await.unwrap();
+    let expected = ["<Serial over LAN was switched off in the BMC, and has been switched on>", "hello"];
+    until("the note and the text", || site.lines() == expected).await;
+}
