@@ -185,7 +185,7 @@ struct Expected {
     mac: MacAddr,
     rack: &'static str,
     unit: u8,
-    bmc_address: Ipv4Addr,
+    bmc_address: String,
     bmc_user: &'static str,
     bmc_password: String,
 }
@@ -204,7 +204,7 @@ fn machines_csv(machines: &[Machine], password: &str) -> std::io::Result<String>
             mac: m.mac(),
             rack: "lab",
             unit: m.unit(),
-            bmc_address: m.bmc_address(),
+            bmc_address: m.bmc_doors(),
             bmc_user: BMC_USER,
             bmc_password,
         })?;
@@ -290,7 +290,7 @@ pub async fn ready(api: &Operator, appliance: &mut Appliance, machines: &[Machin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::spec::MachineSpec;
+    use crate::lab::spec::{BmcKind, MachineSpec};
     use crate::machine::Firmware;
 
     fn spec() -> Spec {
@@ -299,6 +299,7 @@ mod tests {
             firmware: Firmware::Uefi,
             memory_bytes: 1 << 30,
             disks: Vec::new(),
+            bmc: BmcKind::Both,
             listed: Listed::WrongPassword("not,this".into()),
         };
         Spec {
@@ -306,7 +307,7 @@ mod tests {
             dir: "/lab/t".into(),
             cache: "/images".into(),
             binary: "/rackline".into(),
-            machines: vec![MachineSpec { listed: Listed::Right, ..machine.clone() }, machine],
+            machines: vec![MachineSpec { listed: Listed::Right, bmc: BmcKind::Redfish, ..machine.clone() }, machine],
         }
     }
 
@@ -314,8 +315,8 @@ mod tests {
     fn the_purchase_list_has_a_line_for_each_machine() {
         let list = machines_csv(&Machine::all(&spec()), "secret").unwrap();
         let expected = "name,serial,mac,rack,unit,bmc_address,bmc_user,bmc_password\n\
-                        node-01,LW77S00001,52:54:00:77:00:01,lab,1,10.77.1.1,admin,secret\n\
-                        node-02,LW77S00002,52:54:00:77:00:02,lab,3,10.77.1.2,admin,\"not,this\"\n";
+                        node-01,LW77S00001,52:54:00:77:00:01,lab,1,https://10.77.1.1,admin,secret\n\
+                        node-02,LW77S00002,52:54:00:77:00:02,lab,3,10.77.1.2 https://10.77.1.2,admin,\"not,this\"\n";
         assert_eq!(list, expected);
     }
 

@@ -14,6 +14,12 @@ use crate::error::{Error, Kind, OrFail, Result};
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 pub fn main(dir: &Path, arguments: Vec<String>) -> Result<ExitCode> {
+    ask(dir, arguments)?.iter().for_each(|line| println!("{line}"));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One command and its answer; the Redfish BMC asks the same way.
+pub fn ask(dir: &Path, arguments: Vec<String>) -> Result<Vec<String>> {
     let failed = || "the lab does not answer";
     let mut stream = UnixStream::connect(socket(dir)).or_fail(Kind::Unreachable, "lab.chassis", failed)?;
     stream.set_read_timeout(Some(ANSWER_WITHIN)).or_fail(Kind::Internal, "lab.chassis", failed)?;
@@ -22,10 +28,7 @@ pub fn main(dir: &Path, arguments: Vec<String>) -> Result<ExitCode> {
     let mut line = String::new();
     BufReader::new(stream.take(64 << 10)).read_line(&mut line).or_fail(Kind::Unreachable, "lab.chassis", failed)?;
     match serde_json::from_str(&line).or_fail(Kind::Internal, "lab.chassis", failed)? {
-        Answer::Done(lines) => {
-            lines.iter().for_each(|line| println!("{line}"));
-            Ok(ExitCode::SUCCESS)
-        }
+        Answer::Done(lines) => Ok(lines),
         Answer::Failed(why) => Err(Error::refused("lab.chassis", why)),
     }
 }

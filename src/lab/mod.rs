@@ -5,6 +5,7 @@
 //!   rackline lab up ── starts and holds a pipe to ──► guard: ends everything when the pipe does
 //!     │ threads: chassis of each machine                netns rackline-NAME
 //!     ├───────────────────────────────────────────────► ipmi_sim  10.77.1.N:623 ─┐ power, boot device:
+//!     ├──────────────────────────────── or, or both: ─► redfish   10.77.1.N:443 ─┤
 //!     ├───────────────────────────────────────────────► qemu      tapN on lab0 ◄─┘ "rackline lab chassis DIR" asks us
 //!     └───────────────────────────────────────────────► rackline serve  10.77.0.1, API on the host's 127.0.0.1:8480
 //! ```
@@ -34,18 +35,22 @@ mod watch;
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 pub use appliance::{Appliance, Operator, ready};
 pub use guard::Guard;
 pub use rack::Chassis;
-pub use spec::{Disk, DiskKind, Listed, Machine, MachineSpec, Spec};
+pub use spec::{BmcKind, Disk, DiskKind, Listed, Machine, MachineSpec, Spec};
 pub use up::{Options, up};
 pub use vm::BootDevice;
 
+use serde_json::Value;
+
 use crate::error::{Error, Kind, OrFail, Result};
+use bmc::Bmc;
 use rack::Rack;
 
 /// `rackline lab …`
@@ -60,6 +65,9 @@ pub enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// A Redfish BMC of a lab's machine, run by the lab
+    #[command(hide = true)]
+    Redfish { file: PathBuf },
     /// LAN parameters of a lab's BMC, run by ipmi_sim
     #[command(hide = true)]
     Lan {
@@ -82,6 +90,7 @@ pub async fn main(command: Command) -> Result<ExitCode> {
     match command {
         Command::Up(options) => up(options).await,
         Command::Chassis { dir, arguments } => chassis::main(&dir, arguments),
+        Command::Redfish { file } => redfish::process::main(&file).await,
         Command::Lan { file, arguments } => lan::main(&file, &arguments),
         Command::Guard { name, dir, lab } => guard::main(&name, &dir, lab),
         Command::Activate { command } => activate::main(&command),
@@ -94,7 +103,7 @@ pub struct Lab {
     pub machines: Vec<Machine>,
     pub appliance: Appliance,
     rack: Rack,
-    bmcs: Vec<Child>,
+    bmcs: Vec<Bmc>,
     guard: Guard,
 }
 
@@ -119,10 +128,10 @@ impl Lab {
         let mut bmcs = Vec::new();
         for machine in &machines {
             vm::make_disks(machine)?;
-            bmcs.push(bmc::start(&guard, &spec.netns(), &spec.binary, machine, &password)?);
+            bmcs.extend(bmc::start(&guard, &spec.netns(), &spec.binary, machine, &password)?);
         }
-        for (machine, process) in machines.iter().zip(&mut bmcs) {
-            bmc::wait(&guard, machine, process)?;
+        for bmc in &mut bmcs {
+            bmc.wait(&guard)?;
         }
         let appliance = Appliance::prepare(&guard, &spec, &machines, &password)?;
         Ok(Lab { spec, machines, appliance, rack, bmcs, guard })
@@ -162,6 +171,35 @@ impl Lab {
         }
     }
 
+    /// `curl` against the machine's Redfish BMC with a method, a path and a JSON body: the status and the answer's JSON.
+    pub fn redfish(&self, number: usize, method: &str, path: &str, body: &Value) -> Result<(u16, Value)> {
+        let failed = || format!("{method} {path} failed");
+        let url = format!("https://{}{path}", self.machine(number)?.bmc_address());
+        let mut command = net::inside(&self.spec.netns(), "curl");
+        command.args(["-sSk", "--max-time", "30", "-K", "-", "-w", "\n%{http_code}", "-X", method]);
+        if !body.is_null() {
+            command.args(["-H", "Content-Type: application/json", "-d", &body.to_string()]);
+        }
+        command.arg(url).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut curl = self.guard.spawn(&mut command)?;
+        if let Some(mut options) = curl.stdin.take() {
+            // The password is for nobody's list of processes.
+            let password = fs::read_to_string(password_file(&self.spec.dir)).unwrap_or_default();
+            let written = writeln!(options, "user = \"{}:{password}\"", spec::BMC_USER);
+            written.or_fail(Kind::Internal, "lab.curl", failed)?;
+        }
+        let output = curl.wait_with_output().or_fail(Kind::Internal, "lab.curl", failed)?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let (answer, status) = text.rsplit_once('\n').unwrap_or(("", &text));
+        match status.parse() {
+            Ok(status) if output.status.success() => Ok((status, serde_json::from_str(answer).unwrap_or(Value::Null))),
+            _ => {
+                Err(Error::refused("lab.curl", failed())
+                    .because(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+            }
+        }
+    }
+
     /// Waits until `done` says so, at most `within`.
     pub fn wait_until(&self, what: &str, within: Duration, mut done: impl FnMut(&Lab) -> bool) -> Result<()> {
         let deadline = Instant::now() + within;
@@ -184,9 +222,7 @@ impl Lab {
         let stopped = self.appliance.stop();
         let finished = self.guard.finish();
         self.rack.stop();
-        for process in &mut self.bmcs {
-            let _ = process.wait();
-        }
+        self.bmcs.iter_mut().for_each(Bmc::ended);
         stopped.and(finished)
     }
 }

@@ -60,7 +60,7 @@ fn ip(guard: &Guard, args: &[&str], input: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::spec::{Listed, MachineSpec};
+    use crate::lab::spec::{BmcKind, Listed, MachineSpec};
     use crate::machine::{Firmware, Role};
 
     #[test]
@@ -70,6 +70,7 @@ mod tests {
             firmware: Firmware::Bios,
             memory_bytes: 1 << 30,
             disks: vec![],
+            bmc: BmcKind::Ipmi,
             listed: Listed::Right,
         };
         let machine = Machine { number: 7, spec, dir: "/d".into(), run: "/r".into() };

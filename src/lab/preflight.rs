@@ -26,8 +26,10 @@ pub fn check(spec: &Spec) -> Result<()> {
 
 /// Programs and files with the Debian package that has them.
 fn tools(spec: &Spec, path: &OsStr) -> Result<()> {
+    let ipmi = spec.machines.iter().any(|m| m.bmc.has_ipmi());
     let mut missing: Vec<(&str, &str)> = [(QEMU, "qemu-system-x86"), (IPMI_SIM, "openipmi"), ("ip", "iproute2")]
         .into_iter()
+        .filter(|(program, _)| ipmi || *program != IPMI_SIM)
         .filter(|(program, _)| !in_path(path, program))
         .collect();
     if spec.machines.iter().any(|m| m.firmware == Firmware::Uefi) {
@@ -91,7 +93,7 @@ fn disk(spec: &Spec) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::spec::{Listed, MachineSpec};
+    use crate::lab::spec::{BmcKind, Listed, MachineSpec};
     use crate::machine::Role;
 
     fn spec(memory_bytes: u64) -> Spec {
@@ -100,6 +102,7 @@ mod tests {
             firmware: Firmware::Bios,
             memory_bytes,
             disks: vec![],
+            bmc: BmcKind::Both,
             listed: Listed::Right,
         };
         let paths = "/nonexistent";

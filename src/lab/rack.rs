@@ -55,12 +55,17 @@ pub struct Chassis {
 
 struct Slot {
     qemu: Option<Child>,
+    /// For the next start alone.
     boot: BootDevice,
+    /// For every start without such a wish.
+    order: BootDevice,
+    /// How often the firmware has started.
+    starts: u64,
 }
 
 impl Chassis {
     pub fn new(machine: &Machine, netns: &str, guard: &Guard) -> Self {
-        let slot = Slot { qemu: None, boot: BootDevice::None };
+        let slot = Slot { qemu: None, boot: BootDevice::None, order: BootDevice::None, starts: 0 };
         Self {
             machine: Arc::new(machine.clone()),
             netns: netns.to_owned(),
@@ -91,8 +96,8 @@ impl Chassis {
         if slot.is_on() {
             return Ok(());
         }
-        let (machine, normal) = (&self.machine, vm::boot_order(&self.machine, BootDevice::None));
-        let first = vm::boot_order(machine, slot.boot);
+        let (machine, normal) = (&self.machine, vm::boot_order(&self.machine, slot.order));
+        let first = vm::boot_order(machine, slot.next());
         let failed = || format!("cannot start {}", machine.name());
         let log = OpenOptions::new().create(true).append(true).open(machine.dir.join("qemu.log"));
         let log = log.or_fail(Kind::Internal, "lab.qemu", failed)?;
@@ -106,6 +111,7 @@ impl Chassis {
         let mut monitor = self.wait_for(qemu, &vm::monitor(machine))?;
         let events = self.wait_for(qemu, &vm::events(machine))?;
         slot.boot = BootDevice::None;
+        slot.starts += 1;
         if first != normal {
             // Firmware has its order from the reset that was; this one is for the next.
             monitor.set_boot_order(&normal)?;
@@ -142,9 +148,10 @@ impl Chassis {
                 continue;
             }
             let mut slot = self.slot();
+            slot.starts += 1;
             if slot.boot != BootDevice::None {
                 slot.boot = BootDevice::None;
-                if events.set_boot_order(&vm::boot_order(&self.machine, BootDevice::None)).is_err() {
+                if events.set_boot_order(&vm::boot_order(&self.machine, slot.order)).is_err() {
                     return;
                 }
             }
@@ -169,11 +176,17 @@ impl Chassis {
     }
 
     pub fn set_boot_device(&self, device: BootDevice) -> Result<()> {
+        let order = self.slot().order;
+        self.set_boot(device, order)
+    }
+
+    /// `order` holds until it is changed.
+    fn set_boot(&self, boot: BootDevice, order: BootDevice) -> Result<()> {
         let mut slot = self.slot();
+        (slot.boot, slot.order) = (boot, order);
         if slot.is_on() {
-            self.monitor()?.set_boot_order(&vm::boot_order(&self.machine, device))?;
+            self.monitor()?.set_boot_order(&vm::boot_order(&self.machine, slot.next()))?;
         }
-        slot.boot = device;
         Ok(())
     }
 
@@ -206,6 +219,10 @@ impl Chassis {
                 ("set", "boot", device) => {
                     self.set_boot_device(BootDevice::from_ipmi_sim(device).ok_or_else(wrong)?)?
                 }
+                ("set", "order", device) => {
+                    let boot = self.boot_device();
+                    self.set_boot(boot, BootDevice::from_ipmi_sim(device).ok_or_else(wrong)?)?
+                }
                 _ => return Err(wrong()),
             }
         }
@@ -216,6 +233,9 @@ impl Chassis {
         Some(match name {
             "power" => u8::from(self.is_on()).to_string(),
             "boot" => self.boot_device().ipmi_sim().to_owned(),
+            // What follows is for the Redfish BMC; `ipmi_sim` does not know it.
+            "order" => self.slot().order.ipmi_sim().to_owned(),
+            "starts" => self.slot().starts.to_string(),
             "reset" | "shutdown" | "identify" => "0".to_owned(),
             _ => return None,
         })
@@ -246,6 +266,10 @@ impl Chassis {
 }
 
 impl Slot {
+    fn next(&self) -> BootDevice {
+        if self.boot == BootDevice::None { self.order } else { self.boot }
+    }
+
     fn is_on(&mut self) -> bool {
         // A guest that powers itself off ends its QEMU.
         if self.qemu.as_mut().is_some_and(|q| !matches!(q.try_wait(), Ok(None))) {

@@ -17,6 +17,8 @@ pub const APPLIANCE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub const NETWORK: &str = "10.77.0.0/16";
 pub const POOL: &str = "10.77.2.0-10.77.9.255";
 pub const BMC_USER: &str = "admin";
+/// Of the Redfish BMCs.
+pub const HTTPS: u16 = 443;
 
 #[derive(Debug, Clone)]
 pub struct Spec {
@@ -37,7 +39,27 @@ pub struct MachineSpec {
     pub memory_bytes: u64,
     /// In the order of the firmware's boot list.
     pub disks: Vec<Disk>,
+    pub bmc: BmcKind,
     pub listed: Listed,
+}
+
+/// By what the machine's BMC is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BmcKind {
+    Ipmi,
+    /// Then there is no KCS device either.
+    Redfish,
+    Both,
+}
+
+impl BmcKind {
+    pub fn has_ipmi(self) -> bool {
+        self != BmcKind::Redfish
+    }
+
+    pub fn has_redfish(self) -> bool {
+        self != BmcKind::Ipmi
+    }
 }
 
 /// What the purchase list says of a machine.
@@ -145,6 +167,16 @@ impl Machine {
 
     pub fn bmc_address(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 77, 1, self.number)
+    }
+
+    /// As the purchase list writes it.
+    pub fn bmc_doors(&self) -> String {
+        let address = self.bmc_address();
+        match self.spec.bmc {
+            BmcKind::Ipmi => address.to_string(),
+            BmcKind::Redfish => format!("https://{address}"),
+            BmcKind::Both => format!("{address} https://{address}"),
+        }
     }
 
     pub fn bmc_mac(&self) -> MacAddr {

@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::appliance::{Operator, ready};
 use super::report::Report;
-use super::spec::{BMC_USER, Disk, DiskKind, Listed, MachineSpec, Spec};
+use super::spec::{BMC_USER, BmcKind, Disk, DiskKind, Listed, MachineSpec, Spec};
 use super::watch::{self, End};
 use super::{Guard, Lab, password_file, preflight, text};
 use crate::error::{Kind, OrFail, Result};
@@ -28,6 +28,9 @@ pub struct Options {
     /// How the machines boot; mixed: one by BIOS, two by UEFI, and so on
     #[arg(long, value_enum, default_value_t = Boots::Mixed)]
     firmware: Boots,
+    /// By what the machines' BMCs are spoken to; mixed: one by IPMI, one by Redfish, one by both, and so on
+    #[arg(long, value_enum, default_value_t = Bmcs::Ipmi)]
+    bmc: Bmcs,
     /// Memory of each machine
     #[arg(long, value_name = "SIZE", default_value = "2G", value_parser = text::size)]
     memory: u64,
@@ -65,6 +68,13 @@ enum Boots {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+enum Bmcs {
+    Ipmi,
+    Redfish,
+    Mixed,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 enum Compare {
     None,
     One,
@@ -83,18 +93,25 @@ impl Options {
             Boots::Uefi => vec![Firmware::Uefi],
             Boots::Mixed => vec![Firmware::Bios, Firmware::Uefi, Firmware::Uefi],
         };
-        let machines = roles.iter().cycle().zip(boots.iter().cycle()).take(usize::from(self.machines));
+        let bmcs = match self.bmc {
+            Bmcs::Ipmi => vec![BmcKind::Ipmi],
+            Bmcs::Redfish => vec![BmcKind::Redfish],
+            Bmcs::Mixed => vec![BmcKind::Ipmi, BmcKind::Redfish, BmcKind::Both],
+        };
+        let kinds = roles.iter().cycle().zip(boots.iter().cycle()).zip(bmcs.iter().cycle());
+        let machines = kinds.take(usize::from(self.machines));
         let spec = Spec {
             name: self.name.clone(),
             dir: absolute(self.dir.clone().unwrap_or_else(|| PathBuf::from("var/lab").join(&self.name)))?,
             cache: Cache::open_or_default(self.images.as_deref())?.root().to_owned(),
             binary,
             machines: machines
-                .map(|(role, firmware)| MachineSpec {
+                .map(|((role, firmware), bmc)| MachineSpec {
                     role: *role,
                     firmware: *firmware,
                     memory_bytes: self.memory,
                     disks: vec![Disk { bytes: self.disk, kind: DiskKind::Nvme }],
+                    bmc: *bmc,
                     listed: Listed::Right,
                 })
                 .collect(),

@@ -115,10 +115,12 @@ pub fn arguments(machine: &Machine, order: &[(String, i32)]) -> Vec<OsString> {
     }
     network(&mut args, machine, order);
     disks(&mut args, machine, order);
-    // The BMC's host interface; the BMC may start later or be restarted.
-    args.add("-chardev", format!("socket,id=ipmi0,host=127.0.0.1,port={},reconnect=2", machine.kcs_port()));
-    args.add("-device", "ipmi-bmc-extern,id=bmc0,chardev=ipmi0");
-    args.add("-device", "isa-ipmi-kcs,bmc=bmc0");
+    if machine.spec.bmc.has_ipmi() {
+        // The BMC's host interface; the BMC may start later or be restarted.
+        args.add("-chardev", format!("socket,id=ipmi0,host=127.0.0.1,port={},reconnect=2", machine.kcs_port()));
+        args.add("-device", "ipmi-bmc-extern,id=bmc0,chardev=ipmi0");
+        args.add("-device", "isa-ipmi-kcs,bmc=bmc0");
+    }
     args.add("-chardev", format!("file,id=console,path={},append=on", comma(&machine.console())));
     args.add("-serial", "chardev:console");
     for socket in [monitor(machine), events(machine)] {
@@ -205,13 +207,14 @@ fn index(order: &[(String, i32)], device: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::spec::{Disk, Listed, MachineSpec};
+    use crate::lab::spec::{BmcKind, Disk, Listed, MachineSpec};
     use crate::machine::Role;
 
     fn machine(firmware: Firmware) -> Machine {
         let disk = |kind| Disk { bytes: 10 << 30, kind };
         let disks = vec![disk(DiskKind::Nvme), disk(DiskKind::Hdd)];
-        let spec = MachineSpec { role: Role::Kvm, firmware, memory_bytes: 2 << 30, disks, listed: Listed::Right };
+        let bmc = BmcKind::Ipmi;
+        let spec = MachineSpec { role: Role::Kvm, firmware, memory_bytes: 2 << 30, disks, bmc, listed: Listed::Right };
         Machine { number: 3, spec, dir: "/tmp/a,b".into(), run: "/run/r".into() }
     }
 
@@ -237,6 +240,14 @@ mod tests {
         let uefi = line(&machine(Firmware::Uefi), BootDevice::None);
         assert!(uefi.contains("romfile=,bootindex=1") && uefi.contains("file=/tmp/a,,b/uefi"), "{uefi}");
         assert!(!line(&machine(Firmware::Bios), BootDevice::None).contains("pflash"));
+    }
+
+    #[test]
+    fn without_ipmi_there_is_no_device_for_it() {
+        let mut machine = machine(Firmware::Bios);
+        assert!(line(&machine, BootDevice::None).contains("isa-ipmi-kcs"));
+        machine.spec.bmc = BmcKind::Redfish;
+        assert!(!line(&machine, BootDevice::None).contains("ipmi"));
     }
 
     #[test]

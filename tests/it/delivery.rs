@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rackline::api::view::{EventView, MachineView};
 use rackline::image::Cache;
-use rackline::lab::{Disk, DiskKind, Lab, Listed, MachineSpec, Operator, Spec, ready};
+use rackline::lab::{BmcKind, Disk, DiskKind, Lab, Listed, MachineSpec, Operator, Spec, ready};
 use rackline::machine::{Firmware, Role};
 
 /// Bounds a hang, not a speed: the machines are emulated, several at a time, on whatever there is.
@@ -15,7 +15,7 @@ const DELIVERY: Duration = Duration::from_secs(15 * 60);
 
 fn machine(role: Role, firmware: Firmware) -> MachineSpec {
     let disks = vec![Disk { bytes: 10 << 30, kind: DiskKind::Nvme }];
-    MachineSpec { role, firmware, memory_bytes: 2 << 30, disks, listed: Listed::Right }
+    MachineSpec { role, firmware, memory_bytes: 2 << 30, disks, bmc: BmcKind::Ipmi, listed: Listed::Right }
 }
 
 fn spec(name: &str, dir: &Path, machines: Vec<MachineSpec>) -> Spec {

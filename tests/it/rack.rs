@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rackline::lab::{BootDevice, Disk, DiskKind, Lab, Listed, MachineSpec, Spec};
+use rackline::lab::{BmcKind, BootDevice, Disk, DiskKind, Lab, Listed, MachineSpec, Spec};
 use rackline::machine::{Firmware, Role};
+use serde_json::{Value, json};
 
 /// A lab of this name in a directory that goes with the test.
 fn spec(name: &str, machines: usize, dir: &Path) -> Spec {
@@ -15,6 +16,7 @@ fn spec(name: &str, machines: usize, dir: &Path) -> Spec {
         firmware: Firmware::Bios,
         memory_bytes: 512 << 20,
         disks: vec![Disk { bytes: 1 << 30, kind: DiskKind::Nvme }],
+        bmc: BmcKind::Ipmi,
         listed: Listed::Right,
     };
     Spec {
@@ -26,13 +28,22 @@ fn spec(name: &str, machines: usize, dir: &Path) -> Spec {
     }
 }
 
-/// A boot sector that prints `DISK!` by the firmware's teletype call (int 10h, ah=0eh) and halts.
+/// A boot sector that prints `DISK!` by the firmware's teletype call (int 10h, ah=0eh), and ends at the power button: ACPI's
+/// PM1 registers, which SeaBIOS puts at 600h.
 fn bootable(disk: &Path) {
     let mut sector = [0u8; 512];
-    // mov si, 7c11h; next: lodsb; or al, al; jz stop; mov ah, 0eh; int 10h; jmp next; stop: hlt; jmp stop
-    let code = [0xbe, 0x11, 0x7c, 0xac, 0x08, 0xc0, 0x74, 0x06, 0xb4, 0x0e, 0xcd, 0x10, 0xeb, 0xf5, 0xf4, 0xeb, 0xfd];
+    let code = [
+        // mov si, 7c29h; next: lodsb; or al, al; jz done; mov ah, 0eh; int 10h; jmp next
+        0xbe, 0x29, 0x7c, 0xac, 0x08, 0xc0, 0x74, 0x06, 0xb4, 0x0e, 0xcd, 0x10, 0xeb, 0xf5, //
+        // done: out PM1_EN, PWRBTN_EN; sti
+        0xba, 0x02, 0x06, 0xb8, 0x00, 0x01, 0xef, 0xfb, //
+        // wait: hlt; in ax, PM1_STS; test ah, 1; jz wait
+        0xf4, 0xba, 0x00, 0x06, 0xed, 0xf6, 0xc4, 0x01, 0x74, 0xf6, //
+        // out PM1_CNT, SLP_EN with sleep type 0, which is S5 for QEMU; jmp $
+        0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xeb, 0xfe,
+    ];
     sector[..code.len()].copy_from_slice(&code);
-    sector[0x11..0x18].copy_from_slice(b"DISK!\r\n");
+    sector[0x29..0x30].copy_from_slice(b"DISK!\r\n");
     sector[510..].copy_from_slice(&[0x55, 0xaa]);
     use std::os::unix::fs::FileExt;
     std::fs::OpenOptions::new().write(true).open(disk).unwrap().write_all_at(&sector, 0).unwrap();
@@ -109,6 +120,53 @@ fn a_boot_device_holds_for_one_boot() {
     lab.ipmitool(1, &["power", "reset"]).unwrap();
     lab.wait_until("the disk again", within, |_| console("DISK!") == 2).unwrap();
     assert_eq!(chassis.boot_device(), BootDevice::None);
+    lab.stop().unwrap();
+}
+
+#[test]
+fn a_redfish_bmc_drives_its_machine() {
+    const SYSTEM: &str = "/redfish/v1/Systems/1";
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = spec("redfish", 1, dir.path());
+    spec.machines[0].bmc = BmcKind::Redfish;
+    let lab = Lab::start(spec).unwrap();
+    bootable(&lab.machines[0].disk(0));
+    let chassis = lab.chassis(1).unwrap();
+    let call = |method: &str, path: &str, body: Value, wanted: u16| {
+        let (status, answer) = lab.redfish(1, method, path, &body).unwrap();
+        assert_eq!(status, wanted, "{method} {path}: {answer}");
+        answer
+    };
+    let reset = |how: &str| {
+        call("POST", &format!("{SYSTEM}/Actions/ComputerSystem.Reset"), json!({ "ResetType": how }), 204);
+    };
+    let console = |part: &str| times(&lab.console(1).unwrap(), part);
+    let within = Duration::from_secs(300);
+
+    let system = call("GET", SYSTEM, Value::Null, 200);
+    assert_eq!((&system["PowerState"], &system["SerialNumber"]), (&json!("Off"), &json!("LW77S00001")));
+    call("PATCH", SYSTEM, json!({ "Boot": { "BootOrder": ["Boot0002", "Boot0001"] } }), 200);
+    reset("On");
+    lab.wait_until("the disk", within, |_| console("DISK!") == 1).unwrap();
+    reset("GracefulShutdown");
+    lab.wait_until("the end of the machine", within, |_| !chassis.is_on()).unwrap();
+    assert_eq!(call("GET", SYSTEM, Value::Null, 200)["PowerState"], "Off");
+
+    let once = json!({ "Boot": { "BootSourceOverrideEnabled": "Once", "BootSourceOverrideTarget": "Pxe" } });
+    call("PATCH", SYSTEM, once, 200);
+    reset("On");
+    lab.wait_until("the network", within, |_| console("Booting from ROM") == 1).unwrap();
+    assert_eq!(call("GET", SYSTEM, Value::Null, 200)["Boot"]["BootSourceOverrideEnabled"], "Disabled");
+    let running = chassis.process_id();
+    reset("PowerCycle");
+    lab.wait_until("the disk again", within, |_| console("DISK!") == 2).unwrap();
+    assert!(chassis.process_id() != running && console("Booting from ROM") == 1);
+
+    std::fs::write(lab.machines[0].dir.join("sensor1.val"), "97\n").unwrap();
+    let hot = call("GET", "/redfish/v1/Chassis/1/Sensors/CPU0Temp", Value::Null, 200);
+    assert_eq!((&hot["Reading"], &hot["Status"]["Health"]), (&json!(97.0), &json!("Critical")));
+    reset("ForceOff");
+    assert!(!chassis.is_on());
     lab.stop().unwrap();
 }
 

@@ -25,6 +25,7 @@ mod log;
 mod machine;
 mod manager;
 mod message;
+pub mod process;
 mod service;
 mod session;
 mod system;
