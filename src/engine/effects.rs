@@ -4,18 +4,19 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
+use super::bmc::Door;
 use super::{Engine, now};
-use crate::bmc::{self, Command, Doors};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::handoff::passport;
-use crate::lifecycle::{self, Action, BmcAccount, Event, Machine, OWN_BMC_USER};
+use crate::lifecycle::ladder::Step;
+use crate::lifecycle::{self, Action, Event, Machine};
 use crate::link::Problem;
-use crate::machine::{Firmware, MachineId, PowerAction, Secret};
+use crate::machine::{MachineId, PowerAction};
 use crate::store::machines::Pending;
 
 #[derive(Clone)]
 pub struct Effects {
-    engine: Engine,
+    pub(super) engine: Engine,
     /// A machine with an entry has a task at work; the queue holds what comes after.
     queues: Arc<Mutex<HashMap<MachineId, VecDeque<Work>>>>,
 }
@@ -86,7 +87,8 @@ impl Effects {
                 };
             }
             Action::NetworkBoot => self.network_boot(machine).await,
-            Action::Power { power } => self.bmc(machine, Command::Power { action: *power }).await,
+            Action::Power { power } => self.step(machine, Door::First, Step::Power(*power)).await,
+            Action::Climb(climb) => self.climb(machine, climb).await,
         };
         match outcome {
             Ok(answer) => Event::ActionDone { action, answer },
@@ -98,36 +100,8 @@ impl Effects {
     }
 
     async fn network_boot(&self, machine: &Machine) -> Result<serde_json::Value> {
-        let firmware = machine.arch.map_or(Firmware::Bios, |a| a.firmware());
-        let network = bmc::BootOverride { device: bmc::BootDevice::Network, firmware, persistent: false };
-        let set = self.bmc(machine, Command::SetBoot(network)).await?;
-        let power = self.bmc(machine, Command::Power { action: PowerAction::Cycle }).await?;
+        let set = self.step(machine, Door::First, Step::BootNetwork { persistent: false }).await?;
+        let power = self.step(machine, Door::First, Step::Power(PowerAction::Cycle)).await?;
         Ok(serde_json::json!({ "boot": set, "power": power }))
-    }
-
-    async fn bmc(&self, machine: &Machine, command: Command) -> Result<serde_json::Value> {
-        let account = machine.bmc.as_ref().ok_or_else(|| {
-            Error::conflict("bmc.unknown", "its BMC is not known").hint("add it to the list of expected machines")
-        })?;
-        let site = &self.engine.inner.site;
-        let password = match account.user == OWN_BMC_USER {
-            true => Some(self.engine.own_bmc_password(machine.id)),
-            false => site.db.secret(&site.seal, &super::bmc_secret(machine.id)).await?,
-        };
-        let password = password.ok_or_else(|| {
-            Error::config("bmc.password", "the password of its BMC is not known")
-                .hint("add bmc_password to its row of the expected machines")
-        })?;
-        let access = bmc::Access { doors: doors(account), user: account.user.clone(), password: Secret::new(password) };
-        let answer = site.fleet.run(&access, command).await?;
-        serde_json::to_value(&answer)
-            .map_err(|e| Error::internal("bmc.answer", "the BMC's answer cannot be stored").because(e))
-    }
-}
-
-fn doors(account: &BmcAccount) -> Doors {
-    match account.redfish {
-        Some(redfish) if redfish == account.address => Doors::redfish(redfish),
-        redfish => Doors { redfish, ..Doors::ipmi(account.address) },
     }
 }

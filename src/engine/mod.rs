@@ -4,6 +4,8 @@
 //! writes events, states, outbox and settled actions in one transaction (`turn`); what is acknowledged is on disk. Actions are
 //! carried out after that (`effects`), and their results come in again as events. Questions are answered from memory.
 
+mod bmc;
+mod climb;
 mod effects;
 mod orders;
 mod policy;

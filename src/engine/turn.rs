@@ -33,7 +33,7 @@ pub async fn clock(engine: Engine) {
         let at = now();
         let (due, next) = engine.world().due(at);
         for id in due {
-            engine.tell(About::Machine(id), Event::Due);
+            engine.tell(About::Machine(id), Event::Due { means: engine.means(id) });
         }
         let sleep = Duration::from_millis(next.map_or(60_000, |wake| (wake - at).clamp(50, 60_000)) as u64);
         tokio::select! {

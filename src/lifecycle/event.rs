@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::cabling::{SeenPort, SwitchPort};
+use super::ladder::{Climb, Means};
 use crate::link::{Mode, Outcome, Problem};
 use crate::machine::{ClientArch, Digest, Hostname, MacAddr, Place, PowerAction, Role, Serial, TargetRule};
 
@@ -77,8 +78,14 @@ pub enum Event {
     Misidentified {
         problem: Problem,
     },
+    /// A rung of the ladder is climbed from here on: on disk before its first step is done.
+    Climbing(Climb),
     /// The deadline has passed.
-    Due,
+    Due {
+        /// Added at the door: what there is to try.
+        #[serde(default)]
+        means: Means,
+    },
 }
 
 impl Event {
@@ -101,7 +108,8 @@ impl Event {
             Event::ActionFailed { .. } => "action_failed",
             Event::PassportSigned { .. } => "passport_signed",
             Event::Misidentified { .. } => "misidentified",
-            Event::Due => "due",
+            Event::Climbing(_) => "climbing",
+            Event::Due { .. } => "due",
         }
     }
 
@@ -133,7 +141,14 @@ impl Event {
             Event::ActionFailed { action, problem } => format!("{action}: failed: {}", problem.title),
             Event::PassportSigned { .. } => "passport signed".into(),
             Event::Misidentified { problem } => problem.title.clone(),
-            Event::Due => "deadline passed".into(),
+            Event::Climbing(climb) => {
+                let skipped = match climb.skipped.as_slice() {
+                    [] => String::new(),
+                    skipped => format!(" (skipped: {})", skipped.join("; ")),
+                };
+                format!("{climb}, because: {}{skipped}", climb.because)
+            }
+            Event::Due { .. } => "deadline passed".into(),
         }
     }
 }
@@ -233,6 +248,8 @@ pub enum Action {
     Power {
         power: PowerAction,
     },
+    /// Not the first attempt: a rung of the ladder.
+    Climb(Climb),
     SignPassport,
 }
 
@@ -241,6 +258,7 @@ impl std::fmt::Display for Action {
         match self {
             Action::NetworkBoot => f.write_str("boot from the network"),
             Action::Power { power } => write!(f, "power {power}"),
+            Action::Climb(climb) => write!(f, "{climb}"),
             Action::SignPassport => f.write_str("sign the passport"),
         }
     }

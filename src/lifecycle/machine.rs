@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::cabling::{SeenPort, SwitchPort};
 use super::event::{BmcAccount, Order};
+use super::ladder::Ladder;
 use super::passport::PassingChecks;
+use super::{BootChoice, boot_choice};
 use crate::link::{Check, Deployed, Measured, Mode, Problem};
 use crate::machine::{ClientArch, Disk, Inventory, MacAddr, MachineId, Place, Serial};
 
@@ -46,8 +48,9 @@ pub struct Machine {
     pub entered: Millis,
     /// Past it the machine is stuck in this state.
     pub deadline: Option<Millis>,
-    /// Rungs of the ladder used up in this state.
-    pub attempts: u32,
+    /// Where it stands on the ladder in this state.
+    #[serde(default)]
+    pub ladder: Ladder,
     /// Network boots begun in this state, each within an hour of the one before.
     pub boots: u32,
     /// Delivered, and back at the network more often than the site allows, without its own system reporting in between.
@@ -159,7 +162,7 @@ impl Machine {
             state,
             entered: now,
             deadline: None,
-            attempts: 0,
+            ladder: Ladder::default(),
             boots: 0,
             comes_back: false,
             last_sighted: None,
@@ -186,9 +189,17 @@ impl Machine {
         self.inventory.as_ref()?.disks.iter().find(|d| &d.name == name)
     }
 
+    /// It is to boot the agent, not its own disk and not nothing.
+    pub fn wants_network(&self) -> bool {
+        matches!(boot_choice(self), BootChoice::Agent)
+    }
+
     /// `None` where the machine moves or rests as it should.
     pub fn waiting(&self) -> Option<Waiting> {
-        let here = |reason: &str| Some(Waiting { reason: reason.to_owned(), deadline: self.deadline });
+        let here = |reason: &str| {
+            let climb = self.ladder.current.as_ref().map_or(String::new(), |climb| format!("; {climb}"));
+            Some(Waiting { reason: format!("{reason}{climb}"), deadline: self.deadline })
+        };
         match (&self.state, self.agent_mode()) {
             (State::Expected, _) if self.deadline.is_none() => here("not powered on yet"),
             (State::Expected, _) => here("powered on; no DHCP request yet"),

@@ -10,6 +10,7 @@
 mod baseline;
 mod cabling;
 mod event;
+pub mod ladder;
 mod machine;
 pub mod passport;
 mod stage;
@@ -71,7 +72,7 @@ impl Turn {
         machine.state = state;
         machine.entered = self.now;
         machine.deadline = None;
-        machine.attempts = 0;
+        machine.ladder = ladder::Ladder::default();
         machine.boots = 0;
         machine.comes_back = false;
     }
@@ -94,6 +95,7 @@ impl Turn {
     pub fn network_boot(&mut self) {
         if self.machine.bmc.is_some() {
             self.act(Action::NetworkBoot);
+            self.machine.ladder.asked = Some(self.now);
         }
     }
 }
@@ -160,6 +162,8 @@ pub fn still_wanted(machine: &Machine, action: &Action, decided_at: Millis) -> b
     match action {
         Action::NetworkBoot => machine.last_sighted.is_none_or(|at| at < decided_at),
         Action::Power { .. } => machine.last_sighted.is_none_or(|at| at < decided_at),
+        // Begun or not: `ladder::Step::again` says what may still be done of one that has begun.
+        Action::Climb(climb) => machine.ladder.current.as_ref() == Some(climb),
         Action::SignPassport => matches!(machine.state, State::Verifying),
     }
 }

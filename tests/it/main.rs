@@ -20,6 +20,7 @@ mod image_container;
 mod image_import;
 mod image_life;
 mod image_trial;
+mod ladder;
 mod layers;
 mod loader;
 mod net;

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::super::Turn;
 use super::super::event::{BmcAccount, Event, OWN_BMC_USER, Refused};
+use super::super::ladder;
 use super::super::machine::State;
-use super::{COMMISSION, climb, problem, ready, unwelcome};
+use super::{COMMISSION, problem, ready, unwelcome};
 use crate::link::Outcome;
 
 /// Registered port of RMCP (IANA `asf-rmcp`).
@@ -25,13 +26,13 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
             turn.enter(State::Ready);
             ready::start_if_ordered(turn);
         }
-        Event::Due => {
+        Event::Due { means } => {
             let end = problem(
                 "commission.silent",
                 "the agent does not finish the inventory",
                 "look at its console for a device that hangs; then `rackline machine retry`",
             );
-            return climb(turn, COMMISSION, end);
+            ladder::climb(turn, means, COMMISSION, end);
         }
         other => return unwelcome(turn, other),
     }

@@ -2,8 +2,9 @@
 
 use super::super::Turn;
 use super::super::event::{Event, Refused};
+use super::super::ladder;
 use super::super::machine::State;
-use super::{AGENT_BOOT, DEPLOY, VERIFY, climb, problem, unwelcome};
+use super::{AGENT_BOOT, DEPLOY, VERIFY, problem, unwelcome};
 use crate::link::{Mode, Outcome};
 
 pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
@@ -24,13 +25,13 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
         }
         Event::Hello { mode: Mode::Ram, .. } => turn.expect_within(DEPLOY),
         Event::Sighted(sighting) if sighting.boots => turn.expect_within(AGENT_BOOT),
-        Event::Due => {
+        Event::Due { means } => {
             let end = problem(
                 "deploy.silent",
                 "the agent does not finish writing the image",
                 "look at its console for disk errors; then `rackline machine retry`",
             );
-            return climb(turn, AGENT_BOOT, end);
+            ladder::climb(turn, means, AGENT_BOOT, end);
         }
         other => return unwelcome(turn, other),
     }

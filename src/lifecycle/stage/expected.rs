@@ -2,8 +2,9 @@
 
 use super::super::Turn;
 use super::super::event::{Event, Refused};
+use super::super::ladder;
 use super::super::machine::State;
-use super::{POST, climb, problem, seen, unwelcome};
+use super::{POST, problem, seen, unwelcome};
 
 pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
     match event {
@@ -17,13 +18,13 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
             turn.expect_within(super::AGENT_BOOT);
             return seen::on(turn, event);
         }
-        Event::Due => {
+        Event::Due { means } => {
             let end = problem(
                 "boot.no-dhcp",
                 "no DHCP request since power-on",
                 "check cable, VLAN and spanning tree of its boot port, and the boot order; then `rackline machine retry`",
             );
-            return climb(turn, POST, end);
+            ladder::climb(turn, means, POST, end);
         }
         other => return unwelcome(turn, other),
     }

@@ -12,6 +12,7 @@ pub mod seen;
 pub mod verifying;
 
 use super::event::{Action, Event, Refused, Sighting};
+use super::ladder;
 use super::machine::{AgentSeen, Machine, Millis, State};
 use super::{BootChoice, Turn, boot_choice};
 use crate::link::{Mode, Outcome, Problem};
@@ -43,8 +44,6 @@ const LOOP: Millis = 60 * MINUTE;
 const TOLD: Millis = 10 * MINUTE;
 /// Requests of ROM and boot loader this close together belong to one boot.
 const ONE_BOOT: Millis = 20 * SECOND;
-/// Times the ladder power-cycles a machine in one state.
-const RUNGS: u32 = 2;
 
 fn problem(code: &str, title: impl Into<String>, hint: impl Into<String>) -> Problem {
     Problem { code: code.into(), title: title.into(), hint: Some(hint.into()), causes: Vec::new() }
@@ -59,6 +58,10 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
             let known = machine.agent.as_ref().is_some_and(|a| a.boot_id == *boot_id && a.mode == *mode);
             if known && !matches!(machine.state, State::Expected | State::Seen) {
                 return Err(Refused::Nothing);
+            }
+            // The old system, where the network was asked for, is no answer.
+            if *mode == Mode::Ram || !machine.wants_network() {
+                machine.ladder.seen();
             }
             machine.agent =
                 Some(AgentSeen { mode: *mode, boot_id: *boot_id, version: agent_version.clone(), at: turn.now });
@@ -126,7 +129,15 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
             turn.broken(problem.clone());
             return Ok(true);
         }
-        Event::Due if turn.machine.deadline.is_none_or(|at| turn.now < at) => return Err(Refused::Nothing),
+        Event::Climbing(climb) => {
+            let ladder = &mut turn.machine.ladder;
+            if ladder.begun || ladder.current.as_ref() != Some(climb) {
+                return Err(Refused::state(format!("{climb} is no longer wanted")));
+            }
+            ladder.begun = true;
+            return Ok(true);
+        }
+        Event::Due { .. } if turn.machine.deadline.is_none_or(|at| turn.now < at) => return Err(Refused::Nothing),
         Event::Reported { outcome: Outcome::Failed(problem), .. } => {
             turn.broken(problem.clone());
             return Ok(true);
@@ -162,6 +173,7 @@ fn sighted(turn: &mut Turn, sighting: &Sighting) -> Result<bool, Refused> {
         machine.last_sighted = Some(now);
         machine.agent = None;
         machine.served = None;
+        machine.ladder.seen();
         machine.boots = if since.is_some_and(|since| since > LOOP) { 1 } else { machine.boots + 1 };
         return Ok(loops(turn, sighting.limit));
     }
@@ -196,16 +208,21 @@ fn loops(turn: &mut Turn, limit: u32) -> bool {
 
 /// A failed action matters where the machine waits for its effect; else it is told and that is all.
 fn action_failed(turn: &mut Turn, action: &Action, cause: &Problem) -> bool {
-    let waits = match turn.machine.state {
-        State::Verifying if *action == Action::SignPassport => true,
-        State::Expected | State::Releasing => true,
-        State::Delivered { .. } | State::Retired | State::Broken { .. } => false,
-        _ => *action == Action::NetworkBoot && turn.machine.attempts > 0,
-    };
-    if waits {
-        let mut cause = cause.clone();
-        cause.title = format!("could not {action}: {}", cause.title);
-        turn.broken(cause);
+    let machine = &turn.machine;
+    let waits = machine.deadline.is_some();
+    match (&machine.state, action) {
+        (State::Verifying, Action::SignPassport) => {
+            let mut cause = cause.clone();
+            cause.title = format!("could not {action}: {}", cause.title);
+            turn.broken(cause);
+        }
+        (_, Action::Climb(climb)) if waits && machine.ladder.current.as_ref() == Some(climb) => {
+            ladder::failed(turn, cause);
+        }
+        (State::Expected | State::Releasing, Action::NetworkBoot) if waits && machine.ladder.asked.is_some() => {
+            ladder::failed(turn, cause);
+        }
+        _ => {}
     }
     true
 }
@@ -217,7 +234,7 @@ fn power(turn: &mut Turn, action: PowerAction) -> Result<bool, Refused> {
     let wants_agent = matches!(boot_choice(&turn.machine), BootChoice::Agent);
     match action {
         PowerAction::On | PowerAction::Cycle | PowerAction::Reset if wants_agent => {
-            turn.act(Action::NetworkBoot);
+            turn.network_boot();
             if turn.machine.state == State::Expected {
                 turn.expect_within(POST);
             }
@@ -227,24 +244,12 @@ fn power(turn: &mut Turn, action: PowerAction) -> Result<bool, Refused> {
     Ok(true)
 }
 
-/// A deadline has passed: the next rung, or the end of the ladder with the cause by its name.
-fn climb(turn: &mut Turn, wait: Millis, end: Problem) -> Result<(), Refused> {
-    if turn.machine.bmc.is_some() && turn.machine.attempts < RUNGS {
-        turn.machine.attempts += 1;
-        turn.act(Action::NetworkBoot);
-        turn.expect_within(wait);
-    } else {
-        turn.broken(end);
-    }
-    Ok(())
-}
-
 /// The answer to a fact that this stage does not want.
 fn unwelcome(turn: &Turn, event: &Event) -> Result<(), Refused> {
     let state = turn.machine.state.name();
     match event {
         Event::Sighted(_) | Event::Hello { .. } => Ok(()),
-        Event::Due => Err(Refused::Nothing),
+        Event::Due { .. } => Err(Refused::Nothing),
         Event::Reported { .. } => Err(Refused::Stale),
         Event::Ordered(_) => Err(Refused::state(format!("it is {state}: release it first"))),
         Event::ReleaseRequested => Err(Refused::state(format!("it is {state}: there is nothing to release"))),

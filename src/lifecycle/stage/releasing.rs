@@ -2,8 +2,9 @@
 
 use super::super::Turn;
 use super::super::event::{Event, Refused};
+use super::super::ladder;
 use super::super::machine::State;
-use super::{AGENT_BOOT, ERASE, POST, climb, problem, ready, unwelcome};
+use super::{AGENT_BOOT, ERASE, POST, problem, ready, unwelcome};
 use crate::link::{Mode, Outcome};
 
 /// Whatever it was, it goes back: the disks are erased by the agent of the next network boot.
@@ -26,13 +27,13 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
             turn.machine.times.clear();
             ready::start_if_ordered(turn);
         }
-        Event::Due => {
+        Event::Due { means } => {
             let end = problem(
                 "release.silent",
                 "the agent does not finish erasing the disks",
                 "look at its console; then `rackline machine retry`: the disks may still hold data",
             );
-            return climb(turn, POST + AGENT_BOOT, end);
+            ladder::climb(turn, means, POST + AGENT_BOOT, end);
         }
         other => return unwelcome(turn, other),
     }

@@ -2,8 +2,9 @@
 
 use super::super::Turn;
 use super::super::event::{Event, Refused};
+use super::super::ladder;
 use super::super::machine::State;
-use super::{AGENT_BOOT, COMMISSION, climb, problem, unwelcome};
+use super::{AGENT_BOOT, COMMISSION, problem, unwelcome};
 use crate::link::Mode;
 
 pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
@@ -15,13 +16,13 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
             turn.expect_within(COMMISSION);
         }
         Event::Sighted(sighting) if sighting.boots => turn.expect_within(AGENT_BOOT),
-        Event::Due => {
+        Event::Due { means } => {
             let end = problem(
                 "boot.no-agent",
                 "it has an address, but the agent never reported",
                 "look at its console: boot file fetched and no kernel means Secure Boot or a NIC without driver",
             );
-            return climb(turn, AGENT_BOOT, end);
+            ladder::climb(turn, means, AGENT_BOOT, end);
         }
         other => return unwelcome(turn, other),
     }

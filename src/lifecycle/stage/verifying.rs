@@ -2,11 +2,11 @@
 
 use super::super::Turn;
 use super::super::event::{Action, Event, Refused};
+use super::super::ladder;
 use super::super::machine::State;
 use super::super::passport::PassingChecks;
-use super::{RUNGS, VERIFY, problem, unwelcome};
+use super::{VERIFY, problem, unwelcome};
 use crate::link::{Mode, Outcome};
-use crate::machine::PowerAction;
 
 pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
     match event {
@@ -31,16 +31,14 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
                 None => return Err(Refused::state("there is no order to deliver")),
             }
         }
-        Event::Due if turn.machine.bmc.is_some() && turn.machine.attempts < RUNGS => {
-            turn.machine.attempts += 1;
-            turn.act(Action::Power { power: PowerAction::Cycle });
-            turn.expect_within(VERIFY);
+        Event::Due { means } => {
+            let end = problem(
+                "verify.silent",
+                "the installed system does not report",
+                "look at its console: boot order, boot loader, network of the installed system; then `rackline machine retry`",
+            );
+            ladder::climb(turn, means, VERIFY, end);
         }
-        Event::Due => turn.broken(problem(
-            "verify.silent",
-            "the installed system does not report",
-            "look at its console: boot order, boot loader, network of the installed system; then `rackline machine retry`",
-        )),
         other => return unwelcome(turn, other),
     }
     Ok(())

@@ -1,0 +1,57 @@
+//! The engine's way to a machine's BMC: address from the machine, password from the sealed store.
+
+use super::Engine;
+use crate::bmc::{Access, Answer, Command, Doors};
+use crate::error::{Error, Result};
+use crate::lifecycle::{BmcAccount, Machine, OWN_BMC_USER};
+use crate::machine::Secret;
+
+/// Which of a BMC's interfaces is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    First,
+    /// IPMI where Redfish goes first, and the other way round.
+    Other,
+}
+
+impl Engine {
+    /// Asks a machine's BMC; what changes the machine goes through an event instead.
+    pub async fn ask_bmc(&self, machine: &Machine, command: Command) -> Result<Answer> {
+        self.ask_bmc_through(machine, Door::First, command).await
+    }
+
+    pub(super) async fn ask_bmc_through(&self, machine: &Machine, door: Door, command: Command) -> Result<Answer> {
+        let access = self.access(machine, door).await?;
+        self.inner.site.fleet.run(&access, command).await
+    }
+
+    async fn access(&self, machine: &Machine, door: Door) -> Result<Access> {
+        let account = machine.bmc.as_ref().ok_or_else(|| {
+            Error::conflict("bmc.unknown", "its BMC is not known").hint("add it to the list of expected machines")
+        })?;
+        let site = &self.inner.site;
+        let password = match account.user == OWN_BMC_USER {
+            true => Some(self.own_bmc_password(machine.id)),
+            false => site.db.secret(&site.seal, &super::bmc_secret(machine.id)).await?,
+        };
+        let password = password.ok_or_else(|| {
+            Error::config("bmc.password", "the password of its BMC is not known")
+                .hint("add bmc_password to its row of the expected machines")
+        })?;
+        let doors = match door {
+            Door::First => doors(account),
+            Door::Other => doors(account).other().ok_or_else(|| {
+                Error::conflict("bmc.one-door", "its BMC is known by one interface only")
+                    .hint("name both in the list of expected machines: 10.0.0.7 https://10.0.0.7")
+            })?,
+        };
+        Ok(Access { doors, user: account.user.clone(), password: Secret::new(password) })
+    }
+}
+
+pub(super) fn doors(account: &BmcAccount) -> Doors {
+    match account.redfish {
+        Some(redfish) if redfish == account.address => Doors::redfish(redfish),
+        redfish => Doors { redfish, ..Doors::ipmi(account.address) },
+    }
+}

@@ -1,0 +1,132 @@
+//! The ladder through engine, database and a BMC: a rung is told before its first step, and one that a `kill -9` interrupted
+//! is brought to its end without being climbed again.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rackline::bmc::{Fleet, Settings};
+use rackline::engine::{About, Engine, SeedFacts, Site};
+use rackline::image::SigningKey;
+use rackline::lifecycle::ladder::{Climb, Rung};
+use rackline::lifecycle::{Action, BmcAccount, Event, Expectation, Machine};
+use rackline::machine::{Secret, Serial};
+use rackline::store::seal::Seal;
+use rackline::store::{Db, machines};
+use tokio_util::sync::CancellationToken;
+
+use super::bmc_sim::Sim;
+
+/// Chassis Control (section 28.3 of IPMI 2.0).
+const DOWN: u8 = 0;
+const UP: u8 = 1;
+
+async fn start(dir: &Path) -> (Engine, CancellationToken) {
+    let site = Site {
+        db: Db::open(dir).await.unwrap(),
+        seal: Seal::load_or_make(&dir.join("site.key")).unwrap(),
+        key: SigningKey::load_or_create(&dir.join("signing.key")).unwrap(),
+        fleet: Fleet::new(Settings::default()),
+        seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
+        boot_limit: 6,
+        switches: Default::default(),
+    };
+    let stop = CancellationToken::new();
+    (Engine::start(site, stop.clone()).await.unwrap(), stop)
+}
+
+/// A machine on the list, with the simulated BMC.
+async fn listed(dir: &Path, sim: &Sim) -> Machine {
+    let (engine, stop) = start(dir).await;
+    let serial = Serial::parse("7XK2M13").unwrap();
+    let row = Expectation {
+        name: "kvm-1".into(),
+        serial: serial.clone(),
+        mac: None,
+        place: None,
+        ports: vec![],
+        bmc: Some(BmcAccount { address: sim.address, redfish: None, user: "admin".into() }),
+    };
+    let about = About::Serial { serial, name: "kvm-1".into() };
+    let id = engine.submit(about, Event::Expected(row)).await.unwrap();
+    engine.set_bmc_password(id, &Secret::new("calvin-lab")).await.unwrap();
+    let machine = engine.machine(id).unwrap();
+    stop.cancel();
+    Arc::unwrap_or_clone(machine)
+}
+
+/// As the last run left it: the rung decided on, and perhaps begun.
+async fn leave_on(dir: &Path, mut machine: Machine, rung: Rung, begun: bool) -> Machine {
+    let climb = Climb { rung, number: 3, of: 5, because: "no DHCP request since power-on".into(), skipped: vec![] };
+    machine.ladder.current = Some(climb.clone());
+    machine.ladder.begun = begun;
+    let at = jiff::Timestamp::now().as_millisecond();
+    machine.deadline = Some(at + 600_000);
+    let db = Db::open(dir).await.unwrap();
+    let mut tx = db.write().await.unwrap();
+    machines::save(&mut tx, &machine).await.unwrap();
+    machines::post(&mut tx, machine.id, at, &Action::Climb(climb)).await.unwrap();
+    tx.commit().await.unwrap();
+    machine
+}
+
+/// The sentences of the timeline, once the outbox is empty.
+async fn settled(engine: &Engine, machine: &Machine) -> Vec<String> {
+    let wait = async {
+        while !engine.db().pending().await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(40), wait).await.expect("the rung does not end");
+    let events = engine.db().events(machine.id, 0, 100).await.unwrap();
+    events.iter().map(|recorded| recorded.event.sentence()).collect()
+}
+
+#[tokio::test]
+async fn a_rung_is_told_and_then_climbed() {
+    let dir = tempfile::tempdir().unwrap();
+    let sim = Sim::start("127.0.0.1:0").await;
+    sim.state.lock().unwrap().power = true;
+    let machine = listed(dir.path(), &sim).await;
+    let machine = leave_on(dir.path(), machine, Rung::OffAndOn, false).await;
+    let (engine, _stop) = start(dir.path()).await;
+    let told = settled(&engine, &machine).await;
+    let begun =
+        "rung 3 of 5: power off, and on with the boot device set in between, because: no DHCP request since power-on";
+    assert_eq!(told[told.len() - 2], begun, "{told:?}");
+    assert!(told.last().unwrap().ends_with(": done"), "{told:?}");
+    let state = sim.state.lock().unwrap();
+    assert_eq!((state.controls.as_slice(), state.power), ([DOWN, UP].as_slice(), true));
+}
+
+#[tokio::test]
+async fn an_interrupted_rung_takes_nothing_down_again() {
+    // Killed while the machine was off, and killed when all was done but not yet settled.
+    for (power, expected) in [(false, [UP].as_slice()), (true, &[])] {
+        let dir = tempfile::tempdir().unwrap();
+        let sim = Sim::start("127.0.0.1:0").await;
+        sim.state.lock().unwrap().power = power;
+        let machine = listed(dir.path(), &sim).await;
+        let machine = leave_on(dir.path(), machine, Rung::OffAndOn, true).await;
+        let (engine, _stop) = start(dir.path()).await;
+        let told = settled(&engine, &machine).await;
+        assert_eq!(told.iter().filter(|s| s.contains("because")).count(), 0, "{told:?}");
+        let state = sim.state.lock().unwrap();
+        assert_eq!((state.controls.as_slice(), state.power), (expected, true));
+    }
+}
+
+#[tokio::test]
+async fn a_bmc_without_a_second_door_fails_the_rung_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let sim = Sim::start("127.0.0.1:0").await;
+    let machine = listed(dir.path(), &sim).await;
+    let machine = leave_on(dir.path(), machine, Rung::OtherDoor, false).await;
+    let (engine, _stop) = start(dir.path()).await;
+    let told = settled(&engine, &machine).await;
+    assert!(told.last().unwrap().contains("known by one interface only"), "{told:?}");
+    let after = engine.machine(machine.id).unwrap();
+    assert_eq!(after.ladder.failed.as_ref().map(|problem| problem.code.as_str()), Some("bmc.one-door"));
+    assert!(after.deadline < machine.deadline, "the next rung is due sooner");
+    assert_eq!(sim.state.lock().unwrap().opened, 0);
+}
