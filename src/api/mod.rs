@@ -2,6 +2,7 @@
 //! projections of what is in memory.
 
 mod agent;
+mod bmc;
 mod boot;
 pub mod client;
 mod machines;
@@ -55,6 +56,7 @@ pub fn people(shared: Shared) -> Router {
         .route("/api/v1/machines/{machine}/retry", post(machines::retry))
         .route("/api/v1/machines/{machine}/retire", post(machines::retire))
         .route("/api/v1/machines/{machine}/power", post(machines::power))
+        .route("/api/v1/bmc/personalities", get(bmc::personalities))
         .route("/api/v1/boot", get(boot::status))
         .route("/api/v1/boot/explain/{mac}", get(boot::explain))
         .route("/api/v1/images", get(machines::images))

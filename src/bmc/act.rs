@@ -83,7 +83,11 @@ fn unconfirmed(why: &str) -> Outcome {
 
 async fn power<B: Bmc>(bmc: &mut B, action: PowerAction, limits: &Limits) -> Result<Answer> {
     let before = bmc.chassis().await?.power;
-    let answer = |after, acted, outcome| Ok(Answer::Power { action, before, after, acted, outcome });
+    let since = Instant::now();
+    let answer = |after, acted, outcome| {
+        let millis = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(Answer::Power { action, before, after, acted, outcome, millis })
+    };
     match (action, before) {
         (PowerAction::On, Power::On) | (PowerAction::Off | PowerAction::Soft, Power::Off) => {
             answer(before, false, Outcome::Confirmed)

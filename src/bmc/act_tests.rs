@@ -205,12 +205,18 @@ async fn what_the_bmc_cannot_show_is_not_called_confirmed() {
 #[test]
 fn answers_are_flat_objects_and_come_back() {
     let outcome = Outcome::Unconfirmed { why: "w".into() };
-    let answer =
-        Answer::Power { action: PowerAction::Reset, before: Power::On, after: Power::On, acted: true, outcome };
+    let answer = Answer::Power {
+        action: PowerAction::Reset,
+        before: Power::On,
+        after: Power::On,
+        acted: true,
+        outcome,
+        millis: 7,
+    };
     let text = serde_json::to_string(&answer).unwrap();
     assert_eq!(
         text,
-        r#"{"answer":"power","action":"reset","before":"on","after":"on","acted":true,"outcome":"unconfirmed","why":"w"}"#
+        r#"{"answer":"power","action":"reset","before":"on","after":"on","acted":true,"outcome":"unconfirmed","why":"w","millis":7}"#
     );
     assert_eq!(serde_json::from_str::<Answer>(&text).unwrap(), answer);
     for command in [Command::PowerStatus, Command::SetBoot(PXE_ONCE), Command::Identify { seconds: 1 }] {

@@ -302,6 +302,9 @@ pub enum Answer {
         acted: bool,
         #[serde(flatten)]
         outcome: Outcome,
+        /// From the command to the state that was wanted.
+        #[serde(default)]
+        millis: u64,
     },
     SetBoot {
         wanted: BootOverride,

@@ -1,6 +1,7 @@
 //! What was typed → what is to be done. One file per subcommand; here they are only named and sent on.
 
 mod agent;
+mod bmc;
 mod boot;
 mod reload;
 mod remote;
@@ -36,6 +37,8 @@ enum Command {
     Serve(serve::Args),
     /// See and steer machines.
     Machine(machine::Args),
+    /// See what BMCs do.
+    Bmc(bmc::Args),
     /// See how a machine boots from the network.
     Boot(boot::Args),
     /// See which machine has how much of which image, and from whom.
@@ -56,6 +59,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(args) => block_on(serve::run(args)),
         Command::Machine(args) => block_on(machine::run(args)),
+        Command::Bmc(args) => block_on(bmc::run(args)),
         Command::Boot(args) => block_on(boot::run(args)),
         Command::Swarm(args) => block_on(swarm::run(args)),
         Command::Switch(args) => block_on(switch::run(args)),

@@ -15,7 +15,7 @@ pub fn print(json: bool, value: &impl serde::Serialize, table: impl FnOnce() -> 
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-fn table(head: &[&str]) -> Table {
+pub fn table(head: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)

@@ -22,7 +22,7 @@ impl Engine {
 
     pub(super) async fn ask_bmc_through(&self, machine: &Machine, door: Door, command: Command) -> Result<Answer> {
         let access = self.access(machine, door).await?;
-        self.inner.site.fleet.run(&access, command).await
+        self.run_and_learn(machine.id, &access, command).await
     }
 
     async fn access(&self, machine: &Machine, door: Door) -> Result<Access> {

@@ -25,7 +25,7 @@ impl Engine {
     pub(super) fn means(&self, machine: MachineId) -> Means {
         let Some(machine) = self.machine(machine) else { return Means::default() };
         let other = machine.bmc.as_ref().and_then(|account| doors(account).other());
-        Means { second_door: other.is_some(), ..Means::default() }
+        Means { second_door: other.is_some(), outlets: false, useless: self.inner.learning.useless(machine.id) }
     }
 }
 

@@ -7,6 +7,7 @@
 mod bmc;
 mod climb;
 mod effects;
+pub mod learn;
 mod orders;
 mod policy;
 mod turn;
@@ -85,6 +86,7 @@ struct Inner {
     inbox: mpsc::Sender<Letter>,
     world: RwLock<World>,
     progress: Mutex<HashMap<MachineId, Progress>>,
+    learning: learn::Learning,
     changes: broadcast::Sender<MachineId>,
     /// Wakes the clock when a turn set an earlier deadline.
     alarm: tokio::sync::Notify,
@@ -103,6 +105,8 @@ impl Engine {
             world.put(machine);
         }
         let pending = site.db.pending().await?;
+        let learning = learn::Learning::load(&site.db).await?;
+        tokio::spawn(learning.clone().write(site.db.clone(), stop.clone()));
         let (inbox, letters) = mpsc::channel(INBOX);
         let (changes, _) = broadcast::channel(1024);
         let inner = Arc::new(Inner {
@@ -110,6 +114,7 @@ impl Engine {
             inbox,
             world: RwLock::new(world),
             progress: Mutex::default(),
+            learning,
             changes,
             alarm: tokio::sync::Notify::new(),
             stop,

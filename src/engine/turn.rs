@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 
 use super::{About, BATCH, Engine, Letter, effects::Effects, now};
 use crate::error::{Error, Result};
+use crate::lifecycle::ladder::Arrival;
 use crate::lifecycle::{self, Action, Event, Machine, Millis, Refused, State};
 use crate::link::Problem;
 use crate::machine::{MachineId, Serial};
@@ -52,6 +53,8 @@ struct Draft {
     /// In order: the machine after the event, and the event.
     book: Vec<(Machine, Event)>,
     actions: Vec<(MachineId, Action)>,
+    /// Machines that came to the network as they were asked to.
+    arrivals: Vec<(MachineId, Arrival)>,
 }
 
 async fn turn(engine: &Engine, letters: Vec<Letter>, effects: &Effects) {
@@ -112,6 +115,9 @@ async fn write(engine: &Engine, at: Millis, draft: &Draft, settled: &[i64]) -> R
 }
 
 fn publish(engine: &Engine, draft: Draft) {
+    for (id, arrival) in &draft.arrivals {
+        engine.inner.learning.arrived(*id, arrival);
+    }
     let mut world = engine.world_mut();
     let mut progress = engine.inner.progress.lock().unwrap_or_else(|e| e.into_inner());
     for id in draft.forgotten {
@@ -135,6 +141,7 @@ fn take(engine: &Engine, draft: &mut Draft, at: Millis, about: &About, event: Ev
     match lifecycle::decide(at, &machine, &event) {
         Ok(step) => {
             tell_of_cabling(&machine, &step.machine);
+            draft.arrivals.extend(Arrival::of(at, &machine, &step.machine).map(|arrival| (id, arrival)));
             draft.actions.extend(step.actions.into_iter().map(|a| (id, a)));
             draft.book.push((step.machine.clone(), event));
             draft.changed.insert(id, step.machine);

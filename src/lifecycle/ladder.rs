@@ -57,6 +57,23 @@ impl Rung {
         Rung::Outlets,
     ];
 
+    /// Its word, as it is stored.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rung::Retry => "retry",
+            Rung::OtherDoor => "other_door",
+            Rung::BootOrder => "boot_order",
+            Rung::OffAndOn => "off_and_on",
+            Rung::WarmReset => "warm_reset",
+            Rung::ColdReset => "cold_reset",
+            Rung::Outlets => "outlets",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|rung| rung.name() == name)
+    }
+
     /// Times in one state.
     pub fn budget(self) -> u32 {
         match self {
@@ -177,6 +194,37 @@ pub struct Ladder {
     pub failed: Option<Problem>,
     /// A network boot was asked for then, and nothing was seen of it yet.
     pub asked: Option<Millis>,
+    /// Network boots of this state that were asked for, went well and led to nothing.
+    #[serde(default)]
+    pub unheeded: u32,
+}
+
+/// A machine came to the network as it was asked to: what that says of its BMC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arrival {
+    /// From the order on.
+    pub millis: u64,
+    /// Orders before it that had led to nothing.
+    pub unheeded: u32,
+    /// The rung that brought it, and those that had not.
+    pub by: Option<Rung>,
+    pub after: Vec<Rung>,
+}
+
+impl Arrival {
+    /// What a step from `before` to `after` at `now` says.
+    pub fn of(now: Millis, before: &Machine, after: &Machine) -> Option<Self> {
+        let asked = before.ladder.asked?;
+        // Otherwise it was asked for again, failed, was given up, or the machine is on its way to its own disk.
+        let came = after.last_sighted != before.last_sighted || after.agent != before.agent;
+        if after.ladder.asked.is_some() || !came {
+            return None;
+        }
+        let by = before.ladder.current.as_ref().filter(|_| before.ladder.begun).map(|climb| climb.rung);
+        let after = before.ladder.used.keys().copied().filter(|rung| Some(*rung) != by).collect();
+        let millis = u64::try_from(now - asked).unwrap_or(0);
+        Some(Self { millis, unheeded: before.ladder.unheeded, by, after })
+    }
 }
 
 /// What kind of obstacle it is, which says what can help.
@@ -263,10 +311,12 @@ pub(crate) fn climb(turn: &mut Turn, means: &Means, wait: Millis, end: Problem) 
     let because = failed.as_ref().map_or(&end.title, |problem| &problem.title);
     match next(&turn.machine, means, because) {
         Ok(climb) => {
-            let mut used = std::mem::take(&mut turn.machine.ladder.used);
+            let before = std::mem::take(&mut turn.machine.ladder);
+            let mut used = before.used;
             *used.entry(climb.rung).or_default() += 1;
             turn.machine.ladder = Ladder {
                 used,
+                unheeded: before.unheeded + u32::from(before.asked.is_some()),
                 current: Some(climb.clone()),
                 asked: turn.machine.wants_network().then_some(turn.now),
                 ..Ladder::default()
@@ -312,6 +362,7 @@ fn pause(climbed: u32) -> Millis {
 impl Ladder {
     /// The machine was seen: whatever was asked has led to something, or is no longer needed.
     pub fn seen(&mut self) {
+        self.unheeded = 0;
         self.current = None;
         self.begun = false;
         self.failed = None;

@@ -8,6 +8,7 @@ mod journal;
 pub mod lease;
 pub mod loader;
 pub mod machines;
+pub mod personality;
 pub mod seal;
 
 use std::path::Path;

@@ -5,18 +5,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rackline::bmc::personality::Share;
 use rackline::bmc::{Fleet, Settings};
+use rackline::boot::{Policy, Sighting, Stage};
 use rackline::engine::{About, Engine, SeedFacts, Site};
 use rackline::image::SigningKey;
 use rackline::lifecycle::ladder::{Climb, Rung};
 use rackline::lifecycle::{Action, BmcAccount, Event, Expectation, Machine};
-use rackline::machine::{Secret, Serial};
+use rackline::machine::{ClientArch, MacAddr, Secret, Serial};
 use rackline::store::seal::Seal;
 use rackline::store::{Db, machines};
 use tokio_util::sync::CancellationToken;
 
 use super::bmc_sim::Sim;
 
+const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 9]);
 /// Chassis Control (section 28.3 of IPMI 2.0).
 const DOWN: u8 = 0;
 const UP: u8 = 1;
@@ -42,7 +45,7 @@ async fn listed(dir: &Path, sim: &Sim) -> Machine {
     let row = Expectation {
         name: "kvm-1".into(),
         serial: serial.clone(),
-        mac: None,
+        mac: Some(MAC),
         place: None,
         ports: vec![],
         bmc: Some(BmcAccount { address: sim.address, redfish: None, user: "admin".into() }),
@@ -60,7 +63,10 @@ async fn leave_on(dir: &Path, mut machine: Machine, rung: Rung, begun: bool) -> 
     let climb = Climb { rung, number: 3, of: 5, because: "no DHCP request since power-on".into(), skipped: vec![] };
     machine.ladder.current = Some(climb.clone());
     machine.ladder.begun = begun;
+    machine.ladder.used = [(Rung::Retry, 1), (rung, 1)].into();
+    machine.ladder.unheeded = 1;
     let at = jiff::Timestamp::now().as_millisecond();
+    machine.ladder.asked = Some(at);
     machine.deadline = Some(at + 600_000);
     let db = Db::open(dir).await.unwrap();
     let mut tx = db.write().await.unwrap();
@@ -129,4 +135,47 @@ async fn a_bmc_without_a_second_door_fails_the_rung_and_says_so() {
     assert_eq!(after.ladder.failed.as_ref().map(|problem| problem.code.as_str()), Some("bmc.one-door"));
     assert!(after.deadline < machine.deadline, "the next rung is due sooner");
     assert_eq!(sim.state.lock().unwrap().opened, 0);
+}
+
+#[tokio::test]
+async fn what_brought_the_machine_is_learnt_of_its_bmc_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let sim = Sim::start("127.0.0.1:0").await;
+    sim.state.lock().unwrap().power = true;
+    let machine = listed(dir.path(), &sim).await;
+    let machine = leave_on(dir.path(), machine, Rung::OffAndOn, false).await;
+    let (engine, stop) = start(dir.path()).await;
+    settled(&engine, &machine).await;
+    engine.sighted(Sighting {
+        mac: MAC,
+        uuid: None,
+        arch: Some(ClientArch::Bios),
+        address: "10.77.2.1".parse().ok(),
+        stage: Stage::Rom,
+        relay: None,
+    });
+    let seen = async {
+        while engine.machine(machine.id).unwrap().last_sighted.is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), seen).await.unwrap();
+    let known = engine.personalities();
+    let [one] = known.as_slice() else { panic!("{known:?}") };
+    let tally = |word: &str| one.learnt.acts[word];
+    assert_eq!((tally("power off").confirmed, tally("power on").confirmed, tally("boot device").of()), (1, 1, 1));
+    assert_eq!(one.learnt.followed, Share { yes: 1, no: 1 });
+    assert_eq!(one.learnt.remedies["off_and_on"], Share { yes: 1, no: 0 });
+    assert_eq!(one.learnt.remedies["retry"], Share { yes: 0, no: 1 });
+    assert!(one.learnt.protocols.keys().any(|p| p.contains("cipher suite 17")), "{one:?}");
+    stop.cancel();
+    let written = async {
+        let db = Db::open(dir.path()).await.unwrap();
+        while rackline::store::personality::load(&db).await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), written).await.unwrap();
+    let (again, _stop) = start(dir.path()).await;
+    assert_eq!(again.personalities(), known);
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::ladder::{Climb, Means, Rung, Step};
+use super::super::ladder::{Arrival, Climb, Means, Rung, Step};
 use super::*;
 
 pub fn means() -> impl Strategy<Value = Means> {
@@ -211,6 +211,37 @@ fn a_machine_without_bmc_has_its_outlets() {
     talk.tell(sighted(true)).unwrap();
     assert_eq!(talk.climbs(&Means::default(), None), []);
     assert_eq!(broken(&talk).code, "boot.no-agent");
+}
+
+/// What is told to the BMC's personality: only when the machine comes, and then of all that was tried before.
+#[test]
+fn an_arrival_says_what_brought_the_machine_and_what_did_not() {
+    let arrival = |talk: &mut Talk, event| {
+        let before = talk.machine.clone();
+        talk.tell(event).unwrap();
+        Arrival::of(talk.now, &before, &talk.machine)
+    };
+    let mut talk = powered();
+    let asked = talk.now;
+    let first = arrival(&mut talk, sighted(true)).unwrap();
+    let millis = (talk.now - asked) as u64;
+    assert_eq!(first, Arrival { millis, unheeded: 0, by: None, after: vec![] });
+
+    let mut talk = powered();
+    for _ in 0..3 {
+        talk.now = talk.machine.deadline.unwrap() - 1000;
+        assert_eq!(arrival(&mut talk, Event::Due { means: everything() }), None);
+        let climb = talk.machine.ladder.current.clone().unwrap();
+        assert_eq!(arrival(&mut talk, Event::Climbing(climb)), None);
+    }
+    let late = arrival(&mut talk, sighted(true)).unwrap();
+    assert_eq!((late.unheeded, late.by, late.after), (3, Some(Rung::OtherDoor), vec![Rung::Retry]));
+    // A machine that never comes says nothing of its BMC.
+    let mut talk = powered();
+    while talk.machine.deadline.is_some() {
+        talk.now = talk.machine.deadline.unwrap() - 1000;
+        assert_eq!(arrival(&mut talk, Event::Due { means: everything() }), None);
+    }
 }
 
 proptest! {
