@@ -10,6 +10,7 @@ pub mod link;
 pub mod ipmi;
 pub mod template;
 pub mod lifecycle;
+pub mod outlet;
 pub mod config;
 pub mod store;
 pub mod httpd;

@@ -12,6 +12,7 @@ pub mod act;
 pub mod command;
 pub mod fleet;
 pub mod ipmi;
+pub mod personality;
 pub mod redfish;
 pub mod personality;
 pub mod rmcp;

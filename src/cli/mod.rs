@@ -10,6 +10,7 @@ mod image;
 mod import;
 mod library;
 mod machine;
+mod outlets;
 mod serve;
 mod show;
 mod swarm;

@@ -59,8 +59,10 @@ pub async fn run(args: Args) -> Result<()> {
     let seed = SeedFacts { url: config.boot.url.clone(), kernel_floor: config.host.kernel_floor.clone() };
     let fleet = Fleet::new(bmc::Settings::default());
     let switches = Arc::new(Switches::new(config.switches.clone(), &config.services, &config.boot)?);
+    let outlets = super::outlets::open(&config, &db, &seal).await?;
     let site = Site {
         db: db.clone(),
+        outlets,
         seal,
         key,
         fleet: fleet.clone(),

@@ -4,6 +4,7 @@
 
 pub mod expected;
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use crate::boot::config::BootConfig;
 use crate::boot::script::Scripts;
 use crate::boot::switch::config::{self as switch, Services, Switch};
 use crate::error::{Error, Kind, OrFail, Result};
+use crate::outlet;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,6 +28,8 @@ pub struct Config {
     pub host: Host,
     #[serde(default)]
     pub swarm: Swarm,
+    #[serde(default)]
+    pub power: Power,
     /// What every switch is told besides its own entry.
     #[serde(default)]
     pub services: Services,
@@ -64,6 +68,28 @@ impl Default for Api {
 
 fn loopback() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 8480))
+}
+
+/// What switches the mains of machines.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Power {
+    #[serde(default)]
+    pub outlets: Vec<outlet::Settings>,
+}
+
+impl Power {
+    fn check(&self) -> Result<()> {
+        let mut names = HashSet::new();
+        for outlet in &self.outlets {
+            outlet.check()?;
+            if !names.insert(&outlet.name) {
+                let twice = format!("there are two [[power.outlets]] named {}", outlet.name);
+                return Err(Error::config("config.invalid", twice).hint("each outlet has a name of its own"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// How one image reaches many machines: from machine to machine, in lines that the appliance plans.
@@ -146,7 +172,8 @@ impl Config {
         let site = [Some(&mut config.site.state), config.site.cache.as_mut(), config.site.expected.as_mut()];
         let scripts = config.boot.overrides.iter_mut().filter_map(|o| o.script.as_mut());
         let installers = config.switches.iter_mut().filter_map(|switch| switch.installer.as_mut());
-        for path in site.into_iter().flatten().chain(scripts).chain(installers) {
+        let secrets = config.power.outlets.iter_mut().filter_map(|outlet| outlet.secret_file.as_mut());
+        for path in site.into_iter().flatten().chain(scripts).chain(installers).chain(secrets) {
             if path.is_relative() {
                 *path = base.join(&path);
             }
@@ -161,6 +188,7 @@ impl Config {
         let config: Self =
             toml::from_str(text).map_err(|e| Error::config("config.invalid", e.to_string().trim_end()))?;
         config.boot.check()?;
+        config.power.check()?;
         switch::check(&config.switches, &config.boot)?;
         let swarm = config.swarm.port.get();
         if swarm == config.boot.port() || swarm == config.api.listen.port() {

@@ -14,6 +14,8 @@ use crate::lifecycle::ladder::{Climb, Means, Rung, Step};
 use crate::lifecycle::{Event, Machine};
 use crate::machine::{Firmware, MachineId};
 
+/// Without mains: power supplies hold a BMC up for some seconds.
+const DRAINED: Duration = Duration::from_secs(15);
 /// A BMC that was told to restart answers for a moment yet.
 const GOES_DOWN: Duration = Duration::from_secs(10);
 /// From its restart to a BMC's first answer.
@@ -25,7 +27,11 @@ impl Engine {
     pub(super) fn means(&self, machine: MachineId) -> Means {
         let Some(machine) = self.machine(machine) else { return Means::default() };
         let other = machine.bmc.as_ref().and_then(|account| doors(account).other());
-        Means { second_door: other.is_some(), outlets: false, useless: self.inner.learning.useless(machine.id) }
+        Means {
+            second_door: other.is_some(),
+            outlets: self.inner.site.outlets.has(&machine.name),
+            useless: self.inner.learning.useless(machine.id),
+        }
     }
 }
 
@@ -69,9 +75,7 @@ impl Effects {
             }
             Step::Power(action) => Command::Power { action },
             Step::ResetBmc { cold } => Command::ResetBmc { cold },
-            Step::OutletsOff | Step::OutletsOn => {
-                return Err(Error::config("outlet.unknown", format!("no outlet is named for {}", machine.name)));
-            }
+            Step::OutletsOff | Step::OutletsOn => return self.mains(machine, step == Step::OutletsOn).await,
         };
         let answer = self.engine.ask_bmc_through(machine, door, command).await?;
         if let Step::ResetBmc { .. } = step {
@@ -80,6 +84,18 @@ impl Effects {
         }
         serde_json::to_value(&answer)
             .map_err(|e| Error::internal("bmc.answer", "the BMC's answer cannot be stored").because(e))
+    }
+
+    async fn mains(&self, machine: &Machine, on: bool) -> Result<Value> {
+        let switched = self.engine.inner.site.outlets.switch(&machine.name, on).await?;
+        tracing::warn!(machine = %machine.name, outlets = switched.join(", "), on, "outlets switched");
+        match on {
+            false => sleep(DRAINED).await,
+            // Where it stays away, the next step says so.
+            true if machine.bmc.is_some() => drop(self.await_bmc(machine, Door::First).await),
+            true => {}
+        }
+        Ok(json!({ "outlets": switched, "on": on }))
     }
 
     async fn await_bmc(&self, machine: &Machine, door: Door) -> Result<()> {

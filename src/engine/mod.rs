@@ -29,6 +29,7 @@ use crate::image::sign::SigningKey;
 use crate::lifecycle::{Event, Machine, Millis};
 use crate::link::{Issued, Mode, Progress};
 use crate::machine::{MacAddr, MachineId, Secret, Serial};
+use crate::outlet::Outlets;
 use crate::store::Db;
 use crate::store::seal::Seal;
 use world::World;
@@ -68,6 +69,7 @@ pub struct Site {
     pub seal: Seal,
     pub key: SigningKey,
     pub fleet: Fleet,
+    pub outlets: Outlets,
     pub seed: SeedFacts,
     /// Network boots in one state after which a machine is held.
     pub boot_limit: u32,

@@ -24,6 +24,7 @@ async fn start(dir: &Path) -> (Engine, CancellationToken) {
         seal: Seal::load_or_make(&dir.join("site.key")).unwrap(),
         key: SigningKey::load_or_create(&dir.join("signing.key")).unwrap(),
         fleet: Fleet::new(Settings::default()),
+        outlets: Default::default(),
         seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
         boot_limit: 6,
         switches: Default::default(),

@@ -13,11 +13,13 @@ use rackline::image::SigningKey;
 use rackline::lifecycle::ladder::{Climb, Rung};
 use rackline::lifecycle::{Action, BmcAccount, Event, Expectation, Machine};
 use rackline::machine::{ClientArch, MacAddr, Secret, Serial};
+use rackline::outlet::Outlets;
 use rackline::store::seal::Seal;
 use rackline::store::{Db, machines};
 use tokio_util::sync::CancellationToken;
 
 use super::bmc_sim::Sim;
+use super::outlet::{KEY, service};
 
 const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 9]);
 /// Chassis Control (section 28.3 of IPMI 2.0).
@@ -25,11 +27,16 @@ const DOWN: u8 = 0;
 const UP: u8 = 1;
 
 async fn start(dir: &Path) -> (Engine, CancellationToken) {
+    start_with(dir, Outlets::default()).await
+}
+
+async fn start_with(dir: &Path, outlets: Outlets) -> (Engine, CancellationToken) {
     let site = Site {
         db: Db::open(dir).await.unwrap(),
         seal: Seal::load_or_make(&dir.join("site.key")).unwrap(),
         key: SigningKey::load_or_create(&dir.join("signing.key")).unwrap(),
         fleet: Fleet::new(Settings::default()),
+        outlets,
         seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
         boot_limit: 6,
         switches: Default::default(),
@@ -120,6 +127,25 @@ async fn an_interrupted_rung_takes_nothing_down_again() {
         let state = sim.state.lock().unwrap();
         assert_eq!((state.controls.as_slice(), state.power), (expected, true));
     }
+}
+
+/// Killed while the mains were cut: they are switched on, and not off once more. Its BMC is gone for good.
+#[tokio::test]
+async fn outlets_that_a_kill_left_off_are_switched_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let sim = Sim::start("127.0.0.1:0").await;
+    let mut machine = listed(dir.path(), &sim).await;
+    machine.bmc = None;
+    let machine = leave_on(dir.path(), machine, Rung::Outlets, true).await;
+    let (settings, asked) = service((axum::http::StatusCode::OK, r#"{"state":"on"}"#)).await;
+    let mut outlets = Outlets::default();
+    outlets.add("kvm-1", settings.open(&Secret::new(KEY)).unwrap());
+    let (engine, _stop) = start_with(dir.path(), outlets).await;
+    let told = settled(&engine, &machine).await;
+    assert!(told.last().unwrap().ends_with("outlets off and on: done"), "{told:?}");
+    let asked = asked.lock().unwrap();
+    let [(_, body)] = asked.as_slice() else { panic!("{asked:?}") };
+    assert!(body.contains(r#""state":"on""#), "{body}");
 }
 
 #[tokio::test]

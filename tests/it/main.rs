@@ -27,6 +27,7 @@ mod ladder;
 mod layers;
 mod loader;
 mod net;
+mod outlet;
 mod rack;
 mod relay;
 mod site;

@@ -184,6 +184,7 @@ async fn engine(config: &Config, dir: &Path, macs: bool, stop: CancellationToken
         seal: Seal::load_or_make(&dir.join("site.key")).unwrap(),
         key: SigningKey::load_or_create(&dir.join("signing.key")).unwrap(),
         fleet: Fleet::new(Settings::default()),
+        outlets: Default::default(),
         seed: SeedFacts { url: config.boot.url.clone(), kernel_floor: "6.1".into() },
         boot_limit: 6,
         switches: switches.clone(),

@@ -164,6 +164,7 @@ async fn serve(
         seal,
         key,
         fleet: Fleet::new(BmcSettings::default()),
+        outlets: Default::default(),
         seed: SeedFacts { url: "http://127.77.0.1".into(), kernel_floor: "6.1".into() },
         boot_limit: 6,
         switches: Default::default(),
