@@ -16,7 +16,7 @@ PACKAGES := \
 	shim-signed grub-efi-amd64-signed `: boot files for machines with Secure Boot` \
 	openipmi ipmitool `: a BMC that this project did not write, and a client to compare with` \
 	snmpd `: a power strip that speaks SNMP, for the tests` \
-	mmdebstrap `: root file systems from Debian packages` \
+	mmdebstrap uidmap `: root file systems from Debian packages, also by normal users` \
 	grub-pc-bin grub-efi-amd64-bin grub-common `: boot loaders of the images` \
 	fdisk dosfstools mtools e2fsprogs `: partitions and file systems inside image files` \
 	qemu-utils xz-utils mount `: disk images of other makers` \
