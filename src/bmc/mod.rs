@@ -14,7 +14,6 @@ pub mod fleet;
 pub mod ipmi;
 pub mod personality;
 pub mod redfish;
-pub mod personality;
 pub mod rmcp;
 pub mod sol;
 
