@@ -27,7 +27,8 @@ PACKAGES := \
 	isc-dhcp-relay dnsmasq-base `: real relays, and another DHCP server` \
 	kea-admin `: perfdhcp, which counts what is lost` \
 	nftables `: a link that loses packets, for the tests` \
-	aria2 transmission-cli `: BitTorrent clients for the tests`
+	aria2 transmission-cli `: BitTorrent clients for the tests` \
+	python3-venv openssl `: a Redfish BMC that this project did not write, and its certificate; sushy-tools comes from PyPI`
 
 # What only the benchmarks need: the peers that they measure against.
 BENCH_PACKAGES := \
@@ -42,7 +43,7 @@ lab: images
 	@$(SUDO) $(BIN) lab up $(ARGS)
 
 # One profile for all: the binary under test is the one that is shipped.
-test: images
+test: images target/sushy
 	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" cargo test --release -- $(ARGS)
 
 # Every parser of the network's bytes under libFuzzer, a minute each.
@@ -52,6 +53,9 @@ fuzz: setup
 bench: PACKAGES += $(BENCH_PACKAGES)
 bench: images
 	@for script in tests/bench/*.sh; do echo "== $$script"; $(SUDO) $$script $(BIN) || exit 1; done
+
+target/sushy: setup
+	@[ -x $@/bin/sushy-emulator ] || { /usr/bin/python3 -m venv $@ && $@/bin/pip install -q sushy-tools==2.2.0; } >&2
 
 images: build
 	@$(SUDO) $(BIN) image build --all

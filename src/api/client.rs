@@ -12,6 +12,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A list of 20,000 machines is below; an answer without end is not read for ever.
 const MAX_ANSWER: usize = 64 << 20;
 
+pub type Live = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+
 /// Clones share their connections.
 #[derive(Clone)]
 pub struct Client {
@@ -35,16 +37,34 @@ impl Client {
         self.send(self.http.post(format!("{}{path}", self.url)).json(body)).await
     }
 
-    async fn send<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T> {
-        let lost = |e: reqwest::Error| {
-            Error::unreachable("client.unreachable", format!("the appliance at {} does not answer", self.url))
-                .because(e)
-                .hint("is `rackline serve` running? name it with --url or RACKLINE_URL")
+    /// A WebSocket of the same appliance.
+    pub async fn live(&self, path: &str) -> Result<Live> {
+        use tokio_tungstenite::tungstenite::Error as Socket;
+        let Some(address) = self.url.strip_prefix("http://") else {
+            return Err(Error::input("client.url", format!("{} is not an http:// address", self.url)));
         };
-        let mut answer = request.send().await.map_err(lost)?;
+        let connecting = tokio_tungstenite::connect_async(format!("ws://{address}{path}"));
+        let connected = tokio::time::timeout(PATIENCE, connecting).await;
+        match connected.unwrap_or_else(|late| Err(Socket::Io(late.into()))) {
+            Ok((live, _)) => Ok(live),
+            Err(Socket::Http(answer)) => {
+                Err(refusal(answer.status().as_u16(), answer.body().as_deref().unwrap_or_default()))
+            }
+            Err(e) => Err(self.lost(e)),
+        }
+    }
+
+    fn lost(&self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+        Error::unreachable("client.unreachable", format!("the appliance at {} does not answer", self.url))
+            .because(cause)
+            .hint("is `rackline serve` running? name it with --url or RACKLINE_URL")
+    }
+
+    async fn send<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T> {
+        let mut answer = request.send().await.map_err(|e| self.lost(e))?;
         let status = answer.status();
         let mut body = Vec::new();
-        while let Some(part) = answer.chunk().await.map_err(lost)? {
+        while let Some(part) = answer.chunk().await.map_err(|e| self.lost(e))? {
             if body.len() + part.len() > MAX_ANSWER {
                 return Err(Error::refused("client.answer", "the appliance's answer does not end"));
             }
@@ -57,18 +77,22 @@ impl Client {
                     .hint("are both of the same release? `rackline --version`")
             });
         }
-        let kind = match status.as_u16() {
-            404 => Kind::NotFound,
-            409 => Kind::Conflict,
-            422 => Kind::Input,
-            503 => Kind::Unreachable,
-            500.. => Kind::Internal,
-            _ => Kind::Refused,
-        };
-        Err(match serde_json::from_slice::<Problem>(&body) {
-            Ok(problem) => problem.into_error(kind),
-            Err(_) => Error::new(kind, "client.answer", format!("the appliance answered {status}")),
-        })
+        Err(refusal(status.as_u16(), &body))
+    }
+}
+
+fn refusal(status: u16, body: &[u8]) -> Error {
+    let kind = match status {
+        404 => Kind::NotFound,
+        409 => Kind::Conflict,
+        422 => Kind::Input,
+        503 => Kind::Unreachable,
+        500.. => Kind::Internal,
+        _ => Kind::Refused,
+    };
+    match serde_json::from_slice::<Problem>(body) {
+        Ok(problem) => problem.into_error(kind),
+        Err(_) => Error::new(kind, "client.answer", format!("the appliance answered {status}")),
     }
 }
 

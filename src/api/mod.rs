@@ -5,6 +5,7 @@ mod agent;
 mod bmc;
 mod boot;
 pub mod client;
+pub mod console;
 mod machines;
 mod problem;
 pub mod swarm;

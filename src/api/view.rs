@@ -110,3 +110,78 @@ pub struct PowerRequest {
     /// `on`, `off`, `cycle`, `reset`, `soft`.
     pub action: String,
 }
+
+/// A machine's console.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ConsoleView {
+    pub state: ConsoleState,
+    /// Whether it is recorded now.
+    pub recorded: bool,
+    /// Oldest first.
+    pub boots: Vec<ConsoleBoot>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConsoleState {
+    /// Nobody wants it.
+    Idle,
+    Connecting,
+    Connected,
+    /// It is tried again in a while.
+    Waiting {
+        why: String,
+        hint: Option<String>,
+    },
+}
+
+/// What is kept of a boot, from one power action to the next.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ConsoleBoot {
+    /// Its name: when it began, in milliseconds since 1970.
+    pub boot: i64,
+    /// When something was printed last.
+    pub last: i64,
+    /// Bytes that were printed, and what of them takes how much on disk.
+    pub printed: u64,
+    pub stored: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ConsoleLines {
+    /// In bytes from the start of the boot: of the first line, where to read on, and what there is now.
+    pub offset: u64,
+    pub next: u64,
+    pub end: u64,
+    /// A note at `next` comes again when read on from there.
+    pub lines: Vec<ConsoleLine>,
+    /// A line that is not ended, such as a prompt; it is there again when read on from `next`.
+    pub tail: Option<ConsoleLine>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleLine {
+    /// Milliseconds since 1970, to the second.
+    pub at: i64,
+    pub text: String,
+    /// Said by the appliance: a gap, a stage of the machine.
+    #[serde(default)]
+    pub note: bool,
+}
+
+/// Text frames of the live console.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConsoleSays {
+    State(ConsoleState),
+    Note(String),
+    /// Whether what you type is taken.
+    Types(bool),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConsoleAsks {
+    /// A break on the serial line.
+    Break,
+}

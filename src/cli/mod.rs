@@ -5,6 +5,7 @@ mod bmc;
 mod boot;
 mod reload;
 mod remote;
+mod console;
 mod fleet;
 mod image;
 mod import;
@@ -40,6 +41,8 @@ enum Command {
     Machine(machine::Args),
     /// See what BMCs do.
     Bmc(bmc::Args),
+    /// The serial console of a machine: live, or what was recorded of it.
+    Console(console::Args),
     /// See how a machine boots from the network.
     Boot(boot::Args),
     /// See which machine has how much of which image, and from whom.
@@ -61,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => block_on(serve::run(args)),
         Command::Machine(args) => block_on(machine::run(args)),
         Command::Bmc(args) => block_on(bmc::run(args)),
+        Command::Console(args) => block_on(console::run(args)),
         Command::Boot(args) => block_on(boot::run(args)),
         Command::Swarm(args) => block_on(swarm::run(args)),
         Command::Switch(args) => block_on(switch::run(args)),

@@ -13,12 +13,15 @@ use tokio_util::sync::CancellationToken;
 use super::reload::Reload;
 use crate::api::{self, Shared};
 use crate::bmc::Fleet;
+use crate::bmc::sol::record::{self, Recorder};
+use crate::bmc::sol::{Consoles, Timing};
 use crate::boot::firmware::Files;
 use crate::boot::monitor::Monitor;
 use crate::boot::script::Scripts;
 use crate::boot::switch::{self, Switches};
-use crate::config::{Config, expected};
+use crate::config::{Config, Console, expected};
 use crate::console;
+use crate::engine::consoles::{self, Recorded};
 use crate::engine::{About, Engine, SeedFacts, Site};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::httpd::{self, Limits, Server};
@@ -57,6 +60,7 @@ pub async fn run(args: Args) -> Result<()> {
     let exe = std::env::current_exe().or_fail(Kind::Internal, "serve.exe", || "cannot find this binary")?;
     let initrd = ram::assemble(&cache, &system, &exe)?;
     let seed = SeedFacts { url: config.boot.url.clone(), kernel_floor: config.host.kernel_floor.clone() };
+    let recorder = Recorder::start(&state.join("console"), record::Limits::default())?;
     let fleet = Fleet::new(bmc::Settings::default());
     let switches = Arc::new(Switches::new(config.switches.clone(), &config.services, &config.boot)?);
     let outlets = super::outlets::open(&config, &db, &seal).await?;
@@ -76,6 +80,8 @@ pub async fn run(args: Args) -> Result<()> {
     let machines = machines_listener(&config).await?;
     let tracker = swarms(&config, &library, site.seal.derive("swarm"), stop.clone()).await?;
     let engine = Engine::start(site, stop.clone()).await?;
+    let consoles = Consoles::new(fleet.clone(), recorder, engine.console_door(), Timing::default());
+    tokio::spawn(consoles::record(engine.clone(), consoles.clone(), recorded(&config), stop.clone()));
     import(&engine, &config, &switches).await?;
 
     let files = Arc::new(boot_files(&system, &initrd)?);
@@ -116,7 +122,9 @@ pub async fn run(args: Args) -> Result<()> {
     let router = torrents.into_iter().fold(router, |router, torrents| router.merge(api::torrent::router(torrents)));
     let find = move |path: &str| boot_site.file(path).map(Path::to_owned).or_else(|| api::image_file(&images, path));
     let for_machines = Server::new(find, router, Limits::default(), web, stop.clone());
-    let for_people = api::people(shared).merge(api::swarm::people(swarms)).merge(console::router(engine));
+    let consoles_site = api::console::Site { engine: engine.clone(), consoles: consoles.clone() };
+    let for_people = api::people(shared).merge(api::swarm::people(swarms)).merge(api::console::people(consoles_site));
+    let for_people = for_people.merge(console::router(engine));
     let address = people.local_addr().unwrap_or(config.api.listen);
     tracing::info!(site = %config.site.name, console = %format!("http://{address}/"), machines = %config.boot.url, "ready");
     let serving = async {
@@ -126,8 +134,17 @@ pub async fn run(args: Args) -> Result<()> {
     };
     let ((), served) = tokio::join!(for_machines.run(machines), serving);
     services.stop().await;
+    consoles.close().await;
     fleet.close().await;
     served
+}
+
+fn recorded(config: &Config) -> Recorded {
+    match config.bmc.console {
+        Console::Boot => Recorded::Boot,
+        Console::Always => Recorded::Always,
+        Console::Never => Recorded::Never,
+    }
 }
 
 /// The pages and the API for people.

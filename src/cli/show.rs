@@ -242,6 +242,11 @@ pub fn events(events: &[EventView]) -> String {
     table.to_string()
 }
 
+/// Day and time of day in UTC.
+pub fn date(millis: i64) -> String {
+    jiff::Timestamp::from_millisecond(millis).map_or(String::new(), |t| t.strftime("%Y-%m-%d %H:%M:%S").to_string())
+}
+
 /// UTC, of today as far as a reader cares.
 fn time(millis: i64) -> String {
     jiff::Timestamp::from_millisecond(millis).map_or(String::new(), |t| t.strftime("%H:%M:%S%.3f").to_string())

@@ -30,6 +30,8 @@ pub struct Config {
     pub swarm: Swarm,
     #[serde(default)]
     pub power: Power,
+    #[serde(default)]
+    pub bmc: Bmc,
     /// What every switch is told besides its own entry.
     #[serde(default)]
     pub services: Services,
@@ -90,6 +92,24 @@ impl Power {
         }
         Ok(())
     }
+}
+
+/// What is done with the BMCs of all machines.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Bmc {
+    pub console: Console,
+}
+
+/// When the serial consoles of machines are recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Console {
+    /// From power-on until the machine is delivered or broken.
+    #[default]
+    Boot,
+    Always,
+    Never,
 }
 
 /// How one image reaches many machines: from machine to machine, in lines that the appliance plans.

@@ -4,7 +4,7 @@ use super::Engine;
 use crate::bmc::{Access, Answer, Command, Doors};
 use crate::error::{Error, Result};
 use crate::lifecycle::{BmcAccount, Machine, OWN_BMC_USER};
-use crate::machine::Secret;
+use crate::machine::{PowerAction, Secret};
 
 /// Which of a BMC's interfaces is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,10 +22,14 @@ impl Engine {
 
     pub(super) async fn ask_bmc_through(&self, machine: &Machine, door: Door, command: Command) -> Result<Answer> {
         let access = self.access(machine, door).await?;
+        if let Command::Power { action: PowerAction::On | PowerAction::Cycle | PowerAction::Reset } = &command {
+            let _ = self.inner.boots.send(machine.id);
+        }
         self.run_and_learn(machine.id, &access, command).await
     }
 
-    async fn access(&self, machine: &Machine, door: Door) -> Result<Access> {
+    /// How a machine's BMC is entered now.
+    pub(super) async fn access(&self, machine: &Machine, door: Door) -> Result<Access> {
         let account = machine.bmc.as_ref().ok_or_else(|| {
             Error::conflict("bmc.unknown", "its BMC is not known").hint("add it to the list of expected machines")
         })?;

@@ -6,6 +6,7 @@
 
 mod bmc;
 mod climb;
+pub mod consoles;
 mod effects;
 pub mod learn;
 mod orders;
@@ -90,6 +91,8 @@ struct Inner {
     progress: Mutex<HashMap<MachineId, Progress>>,
     learning: learn::Learning,
     changes: broadcast::Sender<MachineId>,
+    /// Machines that are about to be switched on, reset or power cycled.
+    boots: broadcast::Sender<MachineId>,
     /// Wakes the clock when a turn set an earlier deadline.
     alarm: tokio::sync::Notify,
     stop: CancellationToken,
@@ -110,7 +113,7 @@ impl Engine {
         let learning = learn::Learning::load(&site.db).await?;
         tokio::spawn(learning.clone().write(site.db.clone(), stop.clone()));
         let (inbox, letters) = mpsc::channel(INBOX);
-        let (changes, _) = broadcast::channel(1024);
+        let ((changes, _), (boots, _)) = (broadcast::channel(1024), broadcast::channel(1024));
         let inner = Arc::new(Inner {
             site,
             inbox,
@@ -118,6 +121,7 @@ impl Engine {
             progress: Mutex::default(),
             learning,
             changes,
+            boots,
             alarm: tokio::sync::Notify::new(),
             stop,
         });
@@ -202,6 +206,11 @@ impl Engine {
     /// Names of machines as they change; a slow listener misses some and is told so by the channel.
     pub fn changes(&self) -> broadcast::Receiver<MachineId> {
         self.inner.changes.subscribe()
+    }
+
+    /// Machines that are about to be switched on, reset or power cycled.
+    pub fn boots(&self) -> broadcast::Receiver<MachineId> {
+        self.inner.boots.subscribe()
     }
 
     /// The agent's current order; waits up to `patience` while its number is still `after`.

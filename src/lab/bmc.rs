@@ -130,6 +130,7 @@ fn write_files(binary: &Path, machine: &Machine, password: &str) -> std::io::Res
         address => machine.bmc_address().to_string(),
         guid => machine.uuid().simple().to_string(),
         kcs_port => machine.kcs_port(),
+        serial_port => machine.serial_port(),
         user => BMC_USER,
         password,
         lan_program => program("lan", &parameters),

@@ -26,6 +26,7 @@ mod qmp;
 mod rack;
 pub mod redfish;
 mod report;
+mod serial;
 mod spec;
 mod text;
 pub mod trial;

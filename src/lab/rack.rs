@@ -19,6 +19,7 @@ use serde_json::json;
 use super::guard::Guard;
 use super::net;
 use super::qmp::Qmp;
+use super::serial::Cable;
 use super::spec::Machine;
 use super::vm::{self, BootDevice};
 use crate::error::{Error, Kind, OrFail, Result};
@@ -283,15 +284,17 @@ impl Slot {
 pub struct Rack {
     pub chassis: Vec<Chassis>,
     doors: Vec<(UnixListener, JoinHandle<()>)>,
+    cables: Vec<Cable>,
 }
 
 impl Rack {
     pub fn start(machines: &[Machine], netns: &str, guard: &Guard) -> Result<Self> {
-        let mut rack = Rack { chassis: Vec::new(), doors: Vec::new() };
+        let mut rack = Rack { chassis: Vec::new(), doors: Vec::new(), cables: Vec::new() };
         for machine in machines {
             let failed = || format!("cannot serve the chassis of {}", machine.name());
             let listener = UnixListener::bind(socket(&machine.run)).or_fail(Kind::Internal, "lab.chassis", failed)?;
             let door = listener.try_clone().or_fail(Kind::Internal, "lab.chassis", failed)?;
+            rack.cables.push(Cable::plug(machine, netns)?);
             let chassis = Chassis::new(machine, netns, guard);
             rack.chassis.push(chassis.clone());
             rack.doors.push((listener, std::thread::spawn(move || chassis.serve(&door))));
@@ -308,6 +311,7 @@ impl Rack {
         for chassis in &self.chassis {
             let _ = chassis.off();
         }
+        self.cables.drain(..).for_each(Cable::unplug);
     }
 }
 

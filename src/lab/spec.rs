@@ -188,6 +188,11 @@ impl Machine {
         9000 + u16::from(self.number)
     }
 
+    /// Where the BMC finds its machine's serial port, on the namespace's loopback.
+    pub fn serial_port(&self) -> u16 {
+        9400 + u16::from(self.number)
+    }
+
     pub fn tap(&self) -> String {
         format!("tap{}", self.number)
     }

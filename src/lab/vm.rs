@@ -83,6 +83,11 @@ pub fn events(machine: &Machine) -> PathBuf {
     machine.run.join("events.sock")
 }
 
+/// Where the lab listens for the machine's serial port.
+pub fn serial(machine: &Machine) -> PathBuf {
+    machine.run.join("serial.sock")
+}
+
 fn vars(machine: &Machine) -> PathBuf {
     machine.dir.join("uefi-vars.fd")
 }
@@ -121,7 +126,8 @@ pub fn arguments(machine: &Machine, order: &[(String, i32)]) -> Vec<OsString> {
         args.add("-device", "ipmi-bmc-extern,id=bmc0,chardev=ipmi0");
         args.add("-device", "isa-ipmi-kcs,bmc=bmc0");
     }
-    args.add("-chardev", format!("file,id=console,path={},append=on", comma(&machine.console())));
+    let (serial, log) = (comma(&serial(machine)), comma(&machine.console()));
+    args.add("-chardev", format!("socket,id=console,path={serial},logfile={log},logappend=on"));
     args.add("-serial", "chardev:console");
     for socket in [monitor(machine), events(machine)] {
         args.add("-qmp", format!("unix:{},server=on,wait=off", comma(&socket)));

@@ -7,15 +7,23 @@ use std::process::{Child, Command as Process, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
+use rackline::api;
 use rackline::bmc::rmcp::Pace;
 use rackline::bmc::sol::hub::{Hands, Status, Told, Typed, Watch};
 use rackline::bmc::sol::record::{Limits, Recorder};
 use rackline::bmc::sol::{Consoles, Door, Timing, text};
 use rackline::bmc::{Access, Answer, Command, Doors, Fleet, Settings};
-use rackline::machine::{MachineId, Secret};
+use rackline::engine::consoles::{Recorded, record};
+use rackline::engine::{About, Engine, SeedFacts, Site as EngineSite};
+use rackline::image::SigningKey;
+use rackline::lifecycle::{BmcAccount, Event, Expectation};
+use rackline::machine::{MachineId, Secret, Serial};
+use rackline::store::Db;
+use rackline::store::seal::Seal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::bmc_proxy::{Proxy, Weather};
 
@@ -341,4 +349,131 @@ async fn a_console_that_is_switched_off_is_switched_on_with_a_note() {
     machine.write_all(b"hello\n").await.unwrap();
     let expected = ["<Serial over LAN was switched off in the BMC, and has been switched on>", "hello"];
     until("the note and the text", || site.lines() == expected).await;
+}
+
+/// An appliance with one machine, kvm-1, at this BMC, as far as consoles need one.
+struct Appliance {
+    url: String,
+    stop: CancellationToken,
+    consoles: Consoles,
+    machine: MachineId,
+    dir: tempfile::TempDir,
+}
+
+impl Appliance {
+    async fn start(bmc: SocketAddr) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path();
+        let (fleet, stop) = (Fleet::new(Settings::default()), CancellationToken::new());
+        let site = EngineSite {
+            db: Db::open(at).await.unwrap(),
+            seal: Seal::load_or_make(&at.join("site.key")).unwrap(),
+            key: SigningKey::load_or_create(&at.join("signing.key")).unwrap(),
+            fleet: fleet.clone(),
+            outlets: Default::default(),
+            seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
+            boot_limit: 6,
+            switches: Default::default(),
+        };
+        let engine = Engine::start(site, stop.clone()).await.unwrap();
+        let serial = Serial::parse("7XK2M13").unwrap();
+        let expectation = Expectation {
+            name: "kvm-1".into(),
+            serial: serial.clone(),
+            mac: None,
+            place: None,
+            ports: vec![],
+            bmc: Some(BmcAccount { address: bmc, redfish: None, user: "admin".into() }),
+        };
+        let about = About::Serial { serial, name: "kvm-1".into() };
+        let machine = engine.submit(about, Event::Expected(expectation)).await.unwrap();
+        engine.set_bmc_password(machine, &Secret::new("calvin-lab".to_owned())).await.unwrap();
+        let recorder = Recorder::start(&at.join("console"), Limits::default()).unwrap();
+        let consoles = Consoles::new(fleet, recorder, engine.console_door(), Timing::default());
+        tokio::spawn(record(engine.clone(), consoles.clone(), Recorded::Always, stop.clone()));
+        let router = api::console::people(api::console::Site { engine, consoles: consoles.clone() });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self { url, stop, consoles, machine, dir }
+    }
+
+    fn command(&self, words: &str) -> String {
+        format!("{} console --url {} {words}", env!("CARGO_BIN_EXE_rackline"), self.url)
+    }
+
+    async fn run(&self, words: &str) -> String {
+        let output = tokio::process::Command::new("sh").args(["-c", &self.command(words)]).output().await.unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    }
+
+    /// In a terminal of its own. Beside it stand `before` and `after`, what the terminal was set to.
+    fn terminal(&self, command: &str) -> tokio::process::Child {
+        let at = self.dir.path().display();
+        let line = format!("stty -g > {at}/before; {command}; stty -g > {at}/after");
+        let mut tool = tokio::process::Command::new("script");
+        tool.args(["-qec", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        tool.spawn().unwrap()
+    }
+
+    fn assert_terminal_is_as_before(&self) {
+        let [before, after] = ["before", "after"].map(|name| fs::read_to_string(self.dir.path().join(name)).unwrap());
+        assert!(!before.is_empty() && before == after, "{before} {after}");
+    }
+}
+
+/// Reads until this is there.
+async fn reads(from: &mut (impl AsyncReadExt + Unpin), last: &str) -> String {
+    let mut read = Vec::new();
+    while !String::from_utf8_lossy(&read).contains(last) {
+        let mut part = [0; 4096];
+        let count = timeout(20_000 * MS, from.read(&mut part)).await;
+        let count = count.unwrap_or_else(|_| panic!("only {:?}", String::from_utf8_lossy(&read))).unwrap();
+        assert!(count > 0, "ended after {:?}", String::from_utf8_lossy(&read));
+        read.extend_from_slice(&part[..count]);
+    }
+    String::from_utf8_lossy(&read).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_has_the_console_and_gives_the_terminal_back() {
+    let (bmc, mut machine) = Bmc::start().await;
+    let appliance = Appliance::start(bmc.address).await;
+    until("it is recorded", || appliance.consoles.status(appliance.machine) == (Status::Connected, true)).await;
+    machine.write_all(b"GRUB \x1b[31mloading\x1b[0m\r\nlogin: ").await.unwrap();
+    let mut terminal = appliance.terminal(&appliance.command("kvm-1"));
+    let (mut keys, mut screen) = (terminal.stdin.take().unwrap(), terminal.stdout.take().unwrap());
+    // What was printed before is there, with its colours.
+    let shown = reads(&mut screen, "connected").await;
+    assert!(shown.contains("GRUB \x1b[31mloading\x1b[0m\r\nlogin: "), "{shown:?}");
+    keys.write_all(b"ro\x03ot\r").await.unwrap();
+    assert_eq!(hears(&mut machine, b"\r").await, b"ro\x03ot\r");
+    machine.write_all(b"Password: ").await.unwrap();
+    reads(&mut screen, "Password: ").await;
+    // A second one looks on.
+    let mut second = appliance.terminal(&appliance.command("kvm-1"));
+    let mut second_screen = second.stdout.take().unwrap();
+    reads(&mut second_screen, "somebody else types here").await;
+    second.kill().await.unwrap();
+    keys.write_all(b"~?").await.unwrap();
+    reads(&mut screen, "end the console").await;
+    keys.write_all(b"~.").await.unwrap();
+    reads(&mut screen, "[closed]").await;
+    assert!(terminal.wait().await.unwrap().success());
+    appliance.assert_terminal_is_as_before();
+    // Ended by a signal, the terminal is as before too.
+    let mut terminal = appliance.terminal(&format!("timeout -s TERM 1 {}", appliance.command("kvm-1")));
+    let _open = terminal.stdin.take();
+    reads(&mut terminal.stdout.take().unwrap(), "[closed]").await;
+    terminal.wait().await.unwrap();
+    appliance.assert_terminal_is_as_before();
+    // Off a terminal: what was recorded, without escape sequences.
+    let log = appliance.run("kvm-1 --log").await;
+    assert_eq!(log, "[rackline: expected]\nGRUB loading\nlogin: Password:\n");
+    let boots = appliance.run("kvm-1 --boots").await;
+    assert!(boots.contains("It is recorded now. The console is connected."), "{boots}");
+    let unknown = appliance.run("kvm-9").await;
+    assert!(unknown.contains("there is no machine") && unknown.contains("hint"), "{unknown}");
+    appliance.stop.cancel();
+    appliance.consoles.close().await;
 }

@@ -26,7 +26,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("handoff", &["image", "lifecycle", "link"]),
     ("agent", &["image", "ipmi", "link", "swarm"]),
     ("engine", &["bmc", "boot", "handoff", "image", "lifecycle", "link", "outlet", "store", "template"]),
-    ("api", &["boot", "engine", "httpd", "image", "lifecycle", "link", "swarm"]),
+    ("api", &["bmc", "boot", "engine", "httpd", "image", "lifecycle", "link", "swarm"]),
     ("console", &["api", "engine"]),
     ("lab", &["agent", "api", "config", "image", "link", "template"]),
     (

@@ -29,6 +29,8 @@ mod loader;
 mod net;
 mod outlet;
 mod rack;
+mod redfish;
+mod redfish_tree;
 mod relay;
 mod site;
 mod swarm;

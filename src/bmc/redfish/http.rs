@@ -44,6 +44,7 @@ const AGAIN: Duration = Duration::from_millis(200);
 const BUSY: Duration = Duration::from_secs(1);
 /// The header that a session is known by.
 pub const TOKEN: &str = "x-auth-token";
+const BROKE: &str = "broke the connection during";
 const HOPS_MAX: u32 = 4;
 /// Of what a BMC says, for people.
 const QUOTE_MAX: usize = 240;
@@ -187,6 +188,7 @@ pub struct Http {
     base: Url,
     whose: String,
     pin: Arc<Pin>,
+    begun: Instant,
     deadline: Instant,
     heard: bool,
     last_used: Instant,
@@ -194,6 +196,7 @@ pub struct Http {
 
 impl Http {
     pub fn new(address: SocketAddr, pin: Arc<Pin>, deadline: Instant) -> Result<Self> {
+        let now = Instant::now();
         let unfit = || format!("no HTTP client for {address} could be made");
         let base = Url::parse(&format!("https://{address}/")).or_fail(Kind::Internal, "bmc.http", unfit)?;
         let mut headers = HeaderMap::new();
@@ -212,16 +215,8 @@ impl Http {
             .pool_max_idle_per_host(1)
             .build()
             .or_fail(Kind::Internal, "bmc.http", unfit)?;
-        Ok(Self {
-            client,
-            address,
-            base,
-            whose: whose(address),
-            pin,
-            deadline,
-            heard: false,
-            last_used: Instant::now(),
-        })
+        let whose = whose(address);
+        Ok(Self { client, address, base, whose, pin, begun: now, deadline, heard: false, last_used: now })
     }
 
     pub fn whose(&self) -> &str {
@@ -242,6 +237,7 @@ impl Http {
     }
 
     pub fn begin(&mut self, deadline: Instant) {
+        self.begun = Instant::now();
         self.deadline = deadline;
         self.heard = false;
     }
@@ -330,7 +326,8 @@ impl Http {
             _ => self.deadline.min(start + ANSWER),
         };
         if start >= limit {
-            return Err(Broken { error: self.late(call, false), again: false });
+            let error = if self.heard { self.late(call, "left no time for") } else { self.silent(self.begun, None) };
+            return Err(Broken { error, again: false });
         }
         let request = self.request(call, path, credentials).await.map_err(|error| Broken { error, again: false })?;
         let answered = timeout_at(limit, request.send()).await;
@@ -338,7 +335,8 @@ impl Http {
         let response = match answered {
             Ok(Ok(response)) => response,
             Ok(Err(e)) => return Err(self.broken(call, e, start)),
-            Err(_) => return Err(Broken { error: self.silent(start, None), again: false }),
+            Err(_) if call.reads() => return Err(Broken { error: self.silent(start, None), again: false }),
+            Err(_) => return Err(Broken { error: self.interrupted(call, "did not answer", None), again: false }),
         };
         self.heard = true;
         let (status, headers) = (response.status(), response.headers().clone());
@@ -352,7 +350,7 @@ impl Http {
                 Bytes::new()
             }
             Ok(Err(broken)) => return Err(broken),
-            Err(_) => return Err(Broken { error: self.late(call, true), again: false }),
+            Err(_) => return Err(Broken { error: self.late(call, "did not finish its answer to"), again: false }),
         };
         tracing::trace!(bmc = %self.whose, method = %call.method, path, %status, length = body.len(), "answered");
         Ok(Reply { status, headers, path: path.to_owned(), body })
@@ -389,7 +387,7 @@ impl Http {
                 Ok(Some(chunk)) if body.len() + chunk.len() > BODY_MAX => return Err(too_long()),
                 Ok(Some(chunk)) => body.extend_from_slice(&chunk),
                 Ok(None) => return Ok(body.freeze()),
-                Err(e) => return Err(Broken { error: self.interrupted(call, e), again: true }),
+                Err(e) => return Err(Broken { error: self.interrupted(call, BROKE, Some(e)), again: true }),
             }
         }
     }
@@ -402,16 +400,16 @@ impl Http {
             let error = if tls_fault(&e) { self.no_tls(e) } else { self.silent(start, Some(e)) };
             return Broken { error, again: false };
         }
-        Broken { error: self.interrupted(call, e), again: true }
+        Broken { error: self.interrupted(call, BROKE, Some(e)), again: true }
     }
 
-    fn interrupted(&self, call: &Call, e: reqwest::Error) -> Error {
+    fn interrupted(&self, call: &Call, what: &str, cause: Option<reqwest::Error>) -> Error {
         let hint = match call.reads() {
             true => "ask again; if this lasts, restart the BMC",
             false => "whether the BMC has done it is not known: look at the state before trying again",
         };
-        let message = format!("{} broke the connection during {} {}", self.whose, call.method, call.path);
-        Error::unreachable("bmc.interrupted", message).because(e.without_url()).hint(hint)
+        let message = format!("{} {what} {} {}", self.whose, call.method, call.path);
+        with_cause(Error::unreachable("bmc.interrupted", message).hint(hint), cause)
     }
 
     fn silent(&self, start: Instant, cause: Option<reqwest::Error>) -> Error {
@@ -422,14 +420,10 @@ impl Http {
             Some(host) => error.hint(format!("check the cable and the address: ping {host}")),
             None => error,
         };
-        match cause {
-            Some(cause) => error.because(cause.without_url()),
-            None => error,
-        }
+        with_cause(error, cause)
     }
 
-    fn late(&self, call: &Call, begun: bool) -> Error {
-        let what = if begun { "did not finish its answer to" } else { "left no time for" };
+    fn late(&self, call: &Call, what: &str) -> Error {
         Error::unreachable("bmc.late", format!("{} {what} {} {}", self.whose, call.method, call.path))
             .hint("ask again; if this lasts, reset the BMC")
     }
@@ -438,6 +432,13 @@ impl Http {
         Error::refused("bmc.tls", format!("{} speaks no TLS 1.2 or 1.3 that could be agreed on", self.whose))
             .because(e.without_url())
             .hint("update the BMC firmware, renew its certificate, or use its IPMI address")
+    }
+}
+
+fn with_cause(error: Error, cause: Option<reqwest::Error>) -> Error {
+    match cause {
+        Some(cause) => error.because(cause.without_url()),
+        None => error,
     }
 }
 

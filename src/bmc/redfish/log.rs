@@ -36,16 +36,10 @@ impl Session {
 
     pub(super) async fn set_time(&mut self) -> Result<()> {
         let manager = self.manager().await?;
-        if manager.property("DateTime").is_none() {
-            return Err(self.lacks("to set its clock"));
-        }
-        let reply = self
-            .patch(&manager.path, |_| {
-                // The offset in figures: several BMCs do not read `Z`.
-                let now = Timestamp::from_second(Timestamp::now().as_second()).ok()?;
-                Some(json!({ "DateTime": now.to_string().replace('Z', "+00:00") }))
-            })
-            .await?;
+        let Some(shown) = manager.text("DateTime") else { return Err(self.lacks("to set its clock")) };
+        // Both forms are allowed; what a BMC writes, it reads.
+        let zone = if shown.ends_with('Z') { "Z" } else { "+00:00" };
+        let reply = self.patch(&manager.path, |_| Some(json!({ "DateTime": now().replace('Z', zone) }))).await?;
         self.settle(reply).await
     }
 
@@ -78,6 +72,12 @@ impl Session {
             None => Err(self.lacks("an event log")),
         }
     }
+}
+
+/// Whole seconds of UTC.
+fn now() -> String {
+    let now = Timestamp::now();
+    Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
 }
 
 /// How likely a log is the one of hardware events; `None` for one that is off or of another kind.

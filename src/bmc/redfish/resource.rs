@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 /// Pages of one collection, and members of all of them; the log of a busy server has 1,000 entries in pages of 50.
 const PAGES_MAX: usize = 128;
 const MEMBERS_MAX: usize = 8192;
+/// So many members are read one by one.
+const FEW: usize = 2;
 /// A change that somebody else has overtaken is decided anew so many times.
 const DECISIONS_MAX: usize = 3;
 
@@ -53,16 +55,24 @@ impl Session {
         }
     }
 
-    /// `None` where the BMC does not have it, although it may have linked to it. 500 is among the ways in which emulators
-    /// and BMCs say so; who cannot do without it uses [`Session::get`].
+    /// `None` where the BMC does not have it, or not for us, although it may have linked to it.
     pub(super) async fn find(&mut self, link: &str) -> Result<Option<Doc>> {
-        let reply = self.exchange(&Call::get(link)).await?;
-        match reply.status.is_success() {
-            true => Ok(Some(self.doc(&reply)?)),
-            false => {
-                tracing::debug!(bmc = self.whose(), link, status = %reply.status, "not there");
+        const ABSENT: [StatusCode; 5] = [
+            StatusCode::FORBIDDEN,
+            StatusCode::NOT_FOUND,
+            StatusCode::METHOD_NOT_ALLOWED,
+            StatusCode::GONE,
+            StatusCode::NOT_IMPLEMENTED,
+        ];
+        let call = Call::get(link);
+        let reply = self.exchange(&call).await?;
+        match reply.status {
+            status if status.is_success() => Ok(Some(self.doc(&reply)?)),
+            status if ABSENT.contains(&status) => {
+                tracing::debug!(bmc = self.whose(), link, %status, "not there");
                 Ok(None)
             }
+            _ => Err(refusal(self.whose(), &call, &reply)),
         }
     }
 
@@ -106,21 +116,32 @@ impl Session {
         Ok(members)
     }
 
-    /// The members of a collection, each read where the BMC did not send it along. One that cannot be read is left out.
+    /// The members of a collection, each read where the BMC did not send it along. One that is not there is left out.
     pub(super) async fn members(&mut self, collection: &str) -> Result<Vec<Doc>> {
+        let mut members = self.listed(collection).await?;
+        let bare = members.iter().filter(|member| !is_whole(member)).count();
+        // One request instead of a hundred. A BMC that cannot do it after all is asked one by one.
+        if bare > FEW && self.can_expand() && !collection.contains('?') {
+            let expanded = self.listed(&format!("{collection}?$expand=.($levels=1)")).await.unwrap_or_default();
+            if expanded.iter().filter(|member| is_whole(member)).count() >= bare {
+                members = expanded;
+            }
+        }
         let mut docs = Vec::new();
-        for member in self.listed(collection).await? {
-            let Some(link) = reference(&member).map(str::to_owned) else {
-                continue;
-            };
-            let whole = member.as_object().is_some_and(|object| object.keys().any(|key| !key.starts_with('@')));
-            if whole {
+        for member in members {
+            let Some(link) = reference(&member).map(str::to_owned) else { continue };
+            if is_whole(&member) {
                 docs.push(Doc { path: self.local(&link)?, etag: member.text("@odata.etag"), body: member });
             } else if let Some(doc) = self.find(&link).await? {
                 docs.push(doc);
             }
         }
         Ok(docs)
+    }
+
+    fn can_expand(&self) -> bool {
+        let features = self.root().property("ProtocolFeaturesSupported").and_then(|f| f.property("ExpandQuery"));
+        features.is_some_and(|expand| expand.flag("NoLinks") == Some(true) && expand.flag("Levels") == Some(true))
     }
 
     /// Carries out an action. Never with `If-Match`, which iDRAC answers with 412 (ironcore-dev/metal-operator#1015).
@@ -178,6 +199,11 @@ impl Session {
             format!("{} takes no change of {}: it refuses the ETag that it gave itself", self.whose(), call.path);
         Err(Error::refused("bmc.refused", message).hint("update the BMC firmware, or use IPMI for this"))
     }
+}
+
+/// More than a reference.
+fn is_whole(member: &Value) -> bool {
+    member.as_object().is_some_and(|object| object.keys().any(|key| !key.starts_with('@')))
 }
 
 fn other_tags(given: Option<&str>) -> Vec<Option<String>> {

@@ -1,6 +1,6 @@
 //! Sensors of the machine's chassis, in whichever of three forms the BMC has them:
 //!
-//! 1. the `Sensors` collection (since 2020), expanded in one request where the BMC can do that;
+//! 1. the `Sensors` collection (since 2020);
 //! 2. `Thermal` and `Power`, two documents with everything, which all older BMCs have.
 //!
 //! The newer `ThermalSubsystem` and `PowerSubsystem` refer to the sensors of form 1. A chassis with nothing in form 1 is
@@ -40,20 +40,10 @@ impl Session {
 
     async fn collected(&mut self, chassis: &Doc) -> Result<Vec<Sensor>> {
         let Some(link) = chassis.link("Sensors") else { return Ok(Vec::new()) };
-        let mut docs = match self.can_expand() {
-            // One request instead of a hundred. What cannot do it after all is read one by one.
-            true => self.members(&format!("{link}?$expand=.($levels=1)")).await.unwrap_or_default(),
-            false => Vec::new(),
-        };
-        if docs.is_empty() && self.find(link).await?.is_some() {
-            docs = self.members(link).await?;
+        if self.find(link).await?.is_none() {
+            return Ok(Vec::new());
         }
-        Ok(docs.iter().filter_map(|doc| sensor(doc)).collect())
-    }
-
-    fn can_expand(&self) -> bool {
-        let features = self.root().property("ProtocolFeaturesSupported").and_then(|f| f.property("ExpandQuery"));
-        features.is_some_and(|expand| expand.flag("NoLinks") == Some(true) && expand.flag("Levels") == Some(true))
+        Ok(self.members(link).await?.iter().filter_map(|doc| sensor(doc)).collect())
     }
 
     async fn thermal_and_power(&mut self, chassis: &Doc) -> Result<Vec<Sensor>> {

@@ -101,7 +101,7 @@ struct Console {
 #[derive(Default)]
 struct State {
     recorded: bool,
-    watchers: HashMap<u64, mpsc::Sender<Told>>,
+    watchers: HashMap<u64, Watcher>,
     last_watcher: u64,
     /// The one who types.
     writer: Option<u64>,
@@ -116,14 +116,28 @@ struct State {
     running: bool,
 }
 
+struct Watcher {
+    door: mpsc::Sender<Told>,
+    /// It was too slow for something.
+    missed: bool,
+}
+
+impl Watcher {
+    fn tell(&mut self, told: Told) {
+        if self.missed {
+            self.missed = self.door.try_send(Told::Note("some text was left out here: too slow".into())).is_err();
+        }
+        self.missed |= self.door.try_send(told).is_err();
+    }
+}
+
 impl State {
     fn is_wanted(&self) -> bool {
         self.recorded || !self.watchers.is_empty()
     }
 
     fn tell(&mut self, told: &Told) {
-        self.watchers
-            .retain(|_, watcher| !matches!(watcher.try_send(told.clone()), Err(mpsc::error::TrySendError::Closed(_))));
+        self.watchers.values_mut().for_each(|watcher| watcher.tell(told.clone()));
     }
 }
 
@@ -195,7 +209,7 @@ impl Consoles {
     /// Live, from what was printed last on. `take_over`: from whoever has it, if that is somebody else.
     pub fn watch(&self, machine: MachineId, hands: Hands, take_over: bool) -> Watch {
         let console = self.console(machine);
-        let (watcher, told) = mpsc::channel(PIECES);
+        let (door, told) = mpsc::channel(PIECES);
         let mut state = console.state();
         state.last_watcher += 1;
         let id = state.last_watcher;
@@ -204,10 +218,11 @@ impl Consoles {
             Hands::On => state.writer.is_none(),
             Hands::Instead => true,
         };
-        if types && let Some(before) = state.writer.replace(id).and_then(|id| state.watchers.get(&id)) {
-            let _ = before.try_send(Told::Displaced);
+        let before = if types { state.writer.replace(id) } else { None };
+        if let Some(before) = before.and_then(|id| state.watchers.get_mut(&id)) {
+            before.tell(Told::Displaced);
         }
-        state.watchers.insert(id, watcher);
+        state.watchers.insert(id, Watcher { door, missed: false });
         state.take_over |= take_over && state.status != Status::Connected;
         let (recent, status) = (state.recent.iter().copied().collect(), state.status.clone());
         drop(state);
