@@ -16,6 +16,7 @@ pub mod personality;
 pub mod redfish;
 pub mod rmcp;
 pub mod sol;
+pub mod sweep;
 
 use std::future::Future;
 use std::net::SocketAddr;

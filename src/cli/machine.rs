@@ -6,6 +6,7 @@ use serde_json::json;
 use super::remote::Remote;
 use super::show;
 use crate::api::client::{Client, segment};
+use crate::api::health::HealthView;
 use crate::api::view::{DeployRequest, EventView, MachineList, MachineView, PowerRequest};
 use crate::error::Result;
 use crate::machine::{Hostname, Role, TargetRule};
@@ -25,6 +26,8 @@ enum Command {
     List,
     /// One machine: what it is, what was checked, its passport.
     Show { machine: String },
+    /// What its BMC said at the last look: power, sensors, what is beyond a threshold.
+    Health { machine: String },
     /// What happened to a machine, oldest first.
     Events { machine: String },
     /// Order a machine to become a host; it starts as soon as it is ready.
@@ -76,6 +79,10 @@ pub async fn run(args: Args) -> Result<()> {
                 if args.remote.json { None } else { client.get("/api/v1/swarm").await.ok() };
             show::print(args.remote.json, &view, || show::machine(&view, swarms.as_ref()));
         }
+        Command::Health { machine } => {
+            let view: HealthView = client.get(&path(&machine, "/health")).await?;
+            show::print(args.remote.json, &view, || health(&view));
+        }
         Command::Events { machine } => {
             let mut events: Vec<EventView> = Vec::new();
             loop {
@@ -106,6 +113,23 @@ pub async fn run(args: Args) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn health(view: &HealthView) -> String {
+    let health = &view.health;
+    let mut lines = Vec::new();
+    lines.extend(health.problem.as_ref().map(|problem| format!("cannot be looked at: {}", problem.sentence)));
+    let Some(age) = view.age_seconds else { return lines.join("\n") };
+    let power = health.power.map_or("unknown".to_owned(), |power| format!("{power:?}").to_lowercase());
+    lines.push(format!("power {power}, {} sensors, {age} s ago", health.sensors.len()));
+    let mut table = show::table(&["SENSOR", "KIND", "VALUE", "LEVEL"]);
+    for sensor in &health.sensors {
+        let value = sensor.value.map_or(String::new(), |value| format!("{value} {}", sensor.unit));
+        let level = sensor.level.map_or(String::new(), |level| format!("{level:?}").to_lowercase());
+        table.add_row([sensor.name.clone(), sensor.kind.clone(), value, level]);
+    }
+    lines.push(table.to_string());
+    lines.join("\n")
 }
 
 async fn steer(client: &Client, json: bool, path: &str, body: &impl serde::Serialize) -> Result<()> {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use tokio::net::TcpListener;
@@ -83,6 +84,9 @@ pub async fn run(args: Args) -> Result<()> {
     let consoles = Consoles::new(fleet.clone(), recorder, engine.console_door(), Timing::default());
     tokio::spawn(consoles::record(engine.clone(), consoles.clone(), recorded(&config), stop.clone()));
     import(&engine, &config, &switches).await?;
+    if config.bmc.sweep_seconds > 0 {
+        engine.sweep(Duration::from_secs(config.bmc.sweep_seconds.into()));
+    }
 
     let files = Arc::new(boot_files(&system, &initrd)?);
     let policy: Arc<dyn boot::Policy> = Arc::new(engine.clone());

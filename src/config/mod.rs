@@ -95,10 +95,18 @@ impl Power {
 }
 
 /// What is done with the BMCs of all machines.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Bmc {
     pub console: Console,
+    /// In which time every BMC is looked at once: power, sensors, log. 0: none is.
+    pub sweep_seconds: u32,
+}
+
+impl Default for Bmc {
+    fn default() -> Self {
+        Self { console: Console::default(), sweep_seconds: 60 }
+    }
 }
 
 /// When the serial consoles of machines are recorded.

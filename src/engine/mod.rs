@@ -12,10 +12,11 @@ pub mod learn;
 mod orders;
 mod policy;
 mod turn;
+pub mod watch;
 mod world;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub use orders::SeedFacts;
 
 use crate::bmc::Fleet;
+use crate::bmc::sweep::Sweep;
 use crate::boot::switch::Switches;
 use crate::error::{Error, Result};
 use crate::image::sign::SigningKey;
@@ -90,6 +92,7 @@ struct Inner {
     world: RwLock<World>,
     progress: Mutex<HashMap<MachineId, Progress>>,
     learning: learn::Learning,
+    sweep: OnceLock<Sweep>,
     changes: broadcast::Sender<MachineId>,
     /// Machines that are about to be switched on, reset or power cycled.
     boots: broadcast::Sender<MachineId>,
@@ -120,6 +123,7 @@ impl Engine {
             world: RwLock::new(world),
             progress: Mutex::default(),
             learning,
+            sweep: OnceLock::new(),
             changes,
             boots,
             alarm: tokio::sync::Notify::new(),

@@ -1,10 +1,14 @@
 //! Many BMCs at once, some of them dead, slow, forgetful or rude: nobody waits for another's.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rackline::bmc::{Answer, Command, Fleet, Power, Settings};
-use rackline::machine::PowerAction;
+use rackline::bmc::sweep::{Roster, Sweep};
+use rackline::bmc::{Access, Answer, Command, Fleet, Power, Settings};
+use rackline::machine::{MachineId, PowerAction};
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::bmc::{access, address, settings, until};
 use super::bmc_sim::records::Sensor;
@@ -150,6 +154,75 @@ async fn a_session_is_kept_alive_until_the_next_look_and_no_longer() {
     let after = bmc.state.lock().unwrap().requests;
     sleep(300 * MS).await;
     assert_eq!(bmc.state.lock().unwrap().requests, after);
+}
+
+/// A site with these BMCs, which writes down what it is told.
+struct Site {
+    machines: BTreeMap<MachineId, Access>,
+    told: Mutex<Vec<(MachineId, String)>>,
+}
+
+impl Roster for Site {
+    fn machines(&self) -> Vec<MachineId> {
+        self.machines.keys().copied().collect()
+    }
+
+    async fn access(&self, machine: MachineId) -> rackline::error::Result<Access> {
+        Ok(self.machines[&machine].clone())
+    }
+
+    fn changed(&self, machine: MachineId, sentence: String) {
+        self.told.lock().unwrap().push((machine, sentence));
+    }
+}
+
+#[tokio::test]
+async fn a_sweep_keeps_the_latest_and_tells_what_changed_once() {
+    let good = sim(|bmc| bmc.records.sensors = sensors(3)).await;
+    let dead = sim(|bmc| bmc.manner.dead = true).await;
+    let (of_good, of_dead) = (MachineId::generate(), MachineId::generate());
+    let machines = BTreeMap::from([(of_good, access(good.address)), (of_dead, access(dead.address))]);
+    let site = Arc::new(Site { machines, told: Mutex::default() });
+    let told = |machine| -> Vec<String> {
+        site.told.lock().unwrap().iter().filter(|(m, _)| *m == machine).map(|(_, sentence)| sentence.clone()).collect()
+    };
+    let mut quick = settings();
+    quick.pace.open = 200 * MS;
+    let fleet = Fleet::new(quick);
+    let sweep = Sweep::new(fleet.clone(), 150 * MS);
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(sweep.clone().run(site.clone(), stop.clone()));
+
+    until("the first look", || sweep.health(of_good).is_some()).await;
+    let first = sweep.health(of_good).unwrap();
+    let records_read = good.state.lock().unwrap().records.records_read;
+    assert_eq!((first.power, first.sensors.len(), first.problem.clone()), (Some(Power::Off), 3, None));
+    assert!(told(of_good).is_empty(), "nothing has changed yet");
+    {
+        let mut bmc = good.state.lock().unwrap();
+        bmc.power = true;
+        bmc.records.sensors[1].raw = 97;
+    }
+    until("the threshold is told", || told(of_good) == ["sensor Temp 2 is critical (97 °C)"]).await;
+    let later = sweep.health(of_good).unwrap();
+    assert_eq!((later.power, later.alarms.len()), (Some(Power::On), 1));
+    assert!(later.at > first.at);
+    until("silence is told", || told(of_dead).len() == 1).await;
+    assert!(told(of_dead)[0].starts_with("its BMC cannot be looked at: "), "{:?}", told(of_dead));
+    let looks = good.state.lock().unwrap().records.readings;
+    until("two more looks", || good.state.lock().unwrap().records.readings >= looks + 6).await;
+    assert_eq!(told(of_good).len(), 1, "told once");
+    stop.cancel();
+    running.await.unwrap();
+    {
+        let bmc = good.state.lock().unwrap();
+        assert_eq!(
+            (bmc.opened, bmc.records.records_read),
+            (1, records_read),
+            "one session, one reading of the records"
+        );
+    }
+    fleet.close().await;
 }
 
 /// The simulator's sensors and log, as somebody else reads them.
