@@ -35,6 +35,7 @@ BENCH_PACKAGES := \
 	kea-dhcp4-server ethtool `: DHCP` \
 	nginx-light procps `: files over HTTP` \
 	fio qemu-utils bmap-tools partclone `: an image to the disk` \
+	freeipmi-tools `: many BMCs at once` \
 	transmission-daemon udpcast python3-venv `: one image to many machines; libtorrent comes from PyPI, rqbit from crates.io`
 
 .PHONY: lab test fuzz bench build images setup fmt

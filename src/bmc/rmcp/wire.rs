@@ -10,7 +10,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 /// How long to wait before what is sent again, and for how long in all.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
-    /// Before the second sending; each further wait is half as long again.
+    /// Before the second sending; each further wait is half as long again. BMCs that need half a second for an answer are
+    /// common, and what is sent to one of them meanwhile takes another of its few sessions.
     pub first: Duration,
     pub longest: Duration,
     /// For one answer within a session, with all sendings.
@@ -22,7 +23,7 @@ pub struct Pace {
 impl Default for Pace {
     fn default() -> Self {
         Self {
-            first: Duration::from_millis(500),
+            first: Duration::from_secs(1),
             longest: Duration::from_secs(2),
             answer: Duration::from_secs(8),
             open: Duration::from_secs(12),
