@@ -3,8 +3,8 @@
 # (50 of them at a time). The BMCs are simulated (bmc-load.rs), in one process and a network namespace of its own; each answers
 # every packet after a time of its own between 50 and 500 ms. Prints the medians of RUNS rounds:
 #
-#   status  power status of COUNT BMCs: at first contact, in open sessions, and after those were closed. A log-in is five round
-#           trips at first contact (cipher suites, Open Session, RAKP 1 and 3, and the command) and four later
+#   status  power status of COUNT BMCs: at first contact, in open sessions, and after those were closed. With the log-in it is
+#           four round trips (Open Session, RAKP 1 and 3, the command), in an open session one
 #   hosts   power status of HOSTS BMCs by one process that starts, asks and ends: ours, ipmipower, ipmitool under xargs -P 50.
 #           Here a BMC has 64 sessions: with four, as in the rest, ipmipower fills them by sending again after 0.4 s
 #   faults  10 % of COUNT dead and 5 % answering after 20 s: p99 of the healthy ones against that without faults

@@ -423,6 +423,11 @@ async fn the_strongest_suite_that_the_bmc_offers() {
         };
         assert_eq!(info.protocol, format!("IPMI 2.0, cipher suite {expected}"));
     }
+    // One that does not answer to a suite that it lacks is asked what it has.
+    let sim = Sim::start(&format!("{}:0", address())).await;
+    sim.state.lock().unwrap().mute = true;
+    sim.state.lock().unwrap().suites = vec![3];
+    assert_eq!(power_status(&Fleet::new(settings()), &access(sim.address)).await, Power::Off);
     let sim = Sim::start(&format!("{}:0", address())).await;
     sim.state.lock().unwrap().suites = vec![1, 2];
     assert_eq!(failure(&Fleet::new(settings()), &access(sim.address), Command::PowerStatus).await.code(), "bmc.suite");

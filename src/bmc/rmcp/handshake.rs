@@ -72,22 +72,21 @@ const STAGE: u32 = 5;
 /// Role byte: look the user up by name only, not by name and privilege together.
 const NAME_ONLY: u8 = 0x10;
 
-/// `known` is the suite that this BMC took last time, which saves the question.
+/// `known` is the suite that this BMC took last time. Without it the stronger one is tried first, and a BMC that does not
+/// answer that is asked what it has: most have suite 17 by now, and the question would cost each of them a round trip.
 pub async fn open(wire: &mut Wire, access: &Access, whose: &str, known: Option<Suite>) -> Result<Established> {
     let limit = Instant::now() + wire.pace().open;
-    let suites = match known {
-        Some(suite) => vec![suite],
-        None => offered(wire, limit).await.ok_or_else(|| silent(wire, whose))?,
+    let (mut suite, others) = match known {
+        Some(suite) => (suite, vec![]),
+        None => (Suite::Seventeen, vec![Suite::Three]),
     };
-    if suites.is_empty() {
-        return Err(no_suite(whose));
-    }
+    let mut suites = others.into_iter();
+    let mut guessed = known.is_none();
     let mut role = Privilege::Administrator;
     let mut lost = 0;
-    let mut suites = suites.into_iter();
-    let mut suite = suites.next().unwrap_or(Suite::Three);
     loop {
-        let broken = match attempt(wire, access, suite, role, limit).await {
+        let heard_by = if guessed { limit.min(Instant::now() + wire.pace().first * STAGE) } else { limit };
+        let broken = match attempt(wire, access, suite, role, [heard_by, limit]).await {
             Ok(established) => return Ok(established),
             Err(broken) => broken,
         };
@@ -95,6 +94,11 @@ pub async fn open(wire: &mut Wire, access: &Access, whose: &str, known: Option<S
         match broken {
             Broken::Role if role == Privilege::Administrator => role = Privilege::Operator,
             Broken::Suite => suite = suites.next().ok_or_else(|| no_suite(whose))?,
+            Broken::Silent if guessed => {
+                guessed = false;
+                suites = offered(wire, limit).await.ok_or_else(|| silent(wire, whose))?.into_iter();
+                suite = suites.next().ok_or_else(|| no_suite(whose))?;
+            }
             Broken::Full if can_wait => sleep(AGAIN).await,
             Broken::Lost if can_wait && lost < LOST_MAX => {
                 lost += 1;
@@ -144,15 +148,16 @@ async fn offered(wire: &mut Wire, limit: Instant) -> Option<Vec<Suite>> {
     Some([Suite::Seventeen, Suite::Three].into_iter().filter(|s| ids.contains(&s.number())).collect())
 }
 
+/// The first answer has to come by `heard_by`, the last by `limit`.
 async fn attempt(
     wire: &mut Wire,
     access: &Access,
     suite: Suite,
     role: Privilege,
-    limit: Instant,
+    [heard_by, limit]: [Instant; 2],
 ) -> Result<Established, Broken> {
     let local = random_id()?;
-    let remote = open_session(wire, suite, local, limit).await?;
+    let remote = open_session(wire, suite, local, heard_by).await?;
     let user = access.user.as_bytes();
     let mut who = vec![role as u8 | NAME_ONLY, user.len() as u8];
     who.extend(user);

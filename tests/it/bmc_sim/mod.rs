@@ -52,6 +52,8 @@ pub struct State {
     pub privilege: u8,
     pub power: bool,
     pub boot: [u8; 5],
+    /// Does not answer to a suite that it lacks.
+    pub mute: bool,
     /// Says yes to chassis commands and does nothing.
     pub deaf: bool,
     /// Completion code 0xC0 for so many commands.
@@ -149,6 +151,7 @@ impl State {
             privilege: 4,
             power: false,
             boot: [0; 5],
+            mute: false,
             deaf: false,
             busy: 0,
             noisy: false,
@@ -233,7 +236,7 @@ impl State {
         };
         self.opened += 1;
         if !self.suites.contains(&suite) {
-            return Some(unsigned(0x11, &[&[p[0], 0x11, 0, 0], &p[4..8]]));
+            return (!self.mute).then(|| unsigned(0x11, &[&[p[0], 0x11, 0, 0], &p[4..8]]));
         }
         if self.sessions.len() >= self.sessions_max {
             self.sessions.retain(|_, session| session.used.elapsed() < SESSION_IDLE);
