@@ -178,7 +178,11 @@ impl Roster for Site {
 
 #[tokio::test]
 async fn a_sweep_keeps_the_latest_and_tells_what_changed_once() {
-    let good = sim(|bmc| bmc.records.sensors = sensors(3)).await;
+    let good = sim(|bmc| {
+        bmc.records.sensors = sensors(3);
+        bmc.records.log_event(1);
+    })
+    .await;
     let dead = sim(|bmc| bmc.manner.dead = true).await;
     let (of_good, of_dead) = (MachineId::generate(), MachineId::generate());
     let machines = BTreeMap::from([(of_good, access(good.address)), (of_dead, access(dead.address))]);
@@ -202,8 +206,13 @@ async fn a_sweep_keeps_the_latest_and_tells_what_changed_once() {
         let mut bmc = good.state.lock().unwrap();
         bmc.power = true;
         bmc.records.sensors[1].raw = 97;
+        bmc.records.log_event(2);
     }
-    until("the threshold is told", || told(of_good) == ["sensor Temp 2 is critical (97 °C)"]).await;
+    until("both changes are told", || told(of_good).len() == 2).await;
+    let mut both = told(of_good);
+    both.sort();
+    assert!(both[0].starts_with("BMC log: ") && both[0].contains("Temp 2"), "{both:?}");
+    assert_eq!(both[1], "sensor Temp 2 is critical (97 °C)");
     let later = sweep.health(of_good).unwrap();
     assert_eq!((later.power, later.alarms.len()), (Some(Power::On), 1));
     assert!(later.at > first.at);
@@ -211,7 +220,7 @@ async fn a_sweep_keeps_the_latest_and_tells_what_changed_once() {
     assert!(told(of_dead)[0].starts_with("its BMC cannot be looked at: "), "{:?}", told(of_dead));
     let looks = good.state.lock().unwrap().records.readings;
     until("two more looks", || good.state.lock().unwrap().records.readings >= looks + 6).await;
-    assert_eq!(told(of_good).len(), 1, "told once");
+    assert_eq!(told(of_good).len(), 2, "told once");
     stop.cancel();
     running.await.unwrap();
     {
