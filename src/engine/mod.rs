@@ -8,8 +8,10 @@ mod bmc;
 mod climb;
 pub mod consoles;
 mod effects;
+pub mod found;
 pub mod learn;
 mod orders;
+mod pairing;
 mod policy;
 mod turn;
 mod world;
@@ -90,6 +92,7 @@ struct Inner {
     world: RwLock<World>,
     progress: Mutex<HashMap<MachineId, Progress>>,
     learning: learn::Learning,
+    found: found::Found,
     changes: broadcast::Sender<MachineId>,
     /// Machines that are about to be switched on, reset or power cycled.
     boots: broadcast::Sender<MachineId>,
@@ -120,6 +123,7 @@ impl Engine {
             world: RwLock::new(world),
             progress: Mutex::default(),
             learning,
+            found: found::Found::default(),
             changes,
             boots,
             alarm: tokio::sync::Notify::new(),
