@@ -10,6 +10,7 @@
 
 pub mod act;
 pub mod command;
+pub mod discover;
 pub mod fleet;
 pub mod ipmi;
 pub mod personality;

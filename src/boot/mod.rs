@@ -5,6 +5,7 @@
 //!
 //! [`serve`] starts DHCP, TFTP and advertisements; [`http::router`] is the part that lives in the appliance's web server.
 
+pub mod bmc;
 pub mod config;
 pub mod count;
 pub mod dhcp;
@@ -141,6 +142,14 @@ pub trait Policy: Send + Sync + 'static {
     /// A sentence for the timeline of a machine that was sighted; like [`Policy::sighted`], never fails and never waits.
     /// Rules that keep no timeline need not care.
     fn noted(&self, _mac: MacAddr, _sentence: String) {}
+
+    /// Whether this is known to be the MAC address of a BMC; from memory, like [`Policy::facts`].
+    fn is_bmc(&self, _mac: MacAddr) -> bool {
+        false
+    }
+
+    /// A BMC has an address; like [`Policy::sighted`], never fails and never waits.
+    fn bmc_sighted(&self, _sighting: bmc::BmcSighting) {}
 
     fn boot_answer(&self, asking: Sighting) -> BoxFuture<'_, Result<BootAnswer>>;
 }

@@ -25,7 +25,7 @@ impl Engine {
         if let Command::Power { action: PowerAction::On | PowerAction::Cycle | PowerAction::Reset } = &command {
             let _ = self.inner.boots.send(machine.id);
         }
-        self.run_and_learn(machine.id, &access, command).await
+        self.run_and_learn(machine, &access, command).await
     }
 
     /// How a machine's BMC is entered now.

@@ -11,11 +11,12 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Engine;
+use super::{Engine, pairing};
 use crate::bmc::act::Limits;
 use crate::bmc::personality::{self, Key, Personality};
 use crate::bmc::{Access, Answer, Command};
 use crate::error::{Kind, OrFail, Result};
+use crate::lifecycle::Machine;
 use crate::lifecycle::ladder::{Arrival, Rung};
 use crate::machine::MachineId;
 use crate::store::Db;
@@ -153,23 +154,16 @@ impl Engine {
     }
 
     /// Runs a command with the limits that this kind of BMC needs, and learns from what comes of it.
-    pub(super) async fn run_and_learn(&self, machine: MachineId, access: &Access, command: Command) -> Result<Answer> {
+    pub(super) async fn run_and_learn(&self, machine: &Machine, access: &Access, command: Command) -> Result<Answer> {
         let fleet = &self.inner.site.fleet;
         let learning = &self.inner.learning;
         if !personality::tells(&command) {
             return fleet.run(access, command).await;
         }
-        if learning.is_stranger(machine) {
-            match fleet.run(access, Command::Info).await {
-                Ok(Answer::Info(info)) => {
-                    learning.introduce(machine, Key::of(&info));
-                    learning.change(machine, |learnt| learnt.spoke(&info.protocol));
-                }
-                // A BMC that is silent, or does not let us in, is not asked twice.
-                Err(e) if e.kind() == Kind::Unreachable || e.code() == "bmc.auth" => return Err(e),
-                _ => {}
-            }
+        if learning.is_stranger(machine.id) {
+            self.meet(machine, access).await?;
         }
+        let machine = machine.id;
         let usual: Limits = fleet.limits();
         let limits = learning.of(machine).map_or(usual, |learnt| learnt.limits(&usual));
         let result = fleet.run_within(access, command.clone(), &limits).await;
@@ -179,5 +173,29 @@ impl Engine {
             learning.lock().whose.entry(machine).and_modify(|(_, at)| *at = None);
         }
         result
+    }
+
+    /// Finds out who a BMC is before it is told to do something: of which kind, and that it is this machine's.
+    async fn meet(&self, machine: &Machine, access: &Access) -> Result<()> {
+        let fleet = &self.inner.site.fleet;
+        let info = match fleet.run(access, Command::Info).await {
+            Ok(Answer::Info(info)) => Some(info),
+            // One that is silent, or does not let us in, is not asked a second time.
+            Err(e) if e.kind() == Kind::Unreachable || e.code() == "bmc.auth" => return Err(e),
+            _ => None,
+        };
+        let parts = match fleet.run(access, Command::Parts).await {
+            Ok(Answer::Parts { parts }) => parts,
+            // Many have none, or one that cannot be read: no reason not to power the machine on.
+            _ => Vec::new(),
+        };
+        let whose = access.doors.way().map_or_else(|| "the BMC".to_owned(), |(_, at)| format!("BMC {}", at.ip()));
+        pairing::check(machine, &whose, &pairing::serials(&parts), |serial| self.world().by_serial(serial))?;
+        if let Some(info) = info {
+            let learning = &self.inner.learning;
+            learning.introduce(machine.id, Key::of(&info, parts.first()));
+            learning.change(machine.id, |learnt| learnt.spoke(&info.protocol));
+        }
+        Ok(())
     }
 }

@@ -8,8 +8,10 @@ mod bmc;
 mod climb;
 pub mod consoles;
 mod effects;
+pub mod found;
 pub mod learn;
 mod orders;
+mod pairing;
 mod policy;
 mod turn;
 pub mod watch;
@@ -93,6 +95,7 @@ struct Inner {
     progress: Mutex<HashMap<MachineId, Progress>>,
     learning: learn::Learning,
     sweep: OnceLock<Sweep>,
+    found: found::Found,
     changes: broadcast::Sender<MachineId>,
     /// Machines that are about to be switched on, reset or power cycled.
     boots: broadcast::Sender<MachineId>,
@@ -124,6 +127,7 @@ impl Engine {
             progress: Mutex::default(),
             learning,
             sweep: OnceLock::new(),
+            found: found::Found::default(),
             changes,
             boots,
             alarm: tokio::sync::Notify::new(),

@@ -4,6 +4,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::{About, Engine};
+use crate::boot::bmc::BmcSighting;
 use crate::boot::explain::{MASKED, Preview, Previewed};
 use crate::boot::{BootAnswer, Facts, Policy, RelayPort, Sighting, Stage, Unanswered};
 use crate::error::Result;
@@ -36,6 +37,15 @@ impl Policy for Engine {
         if let Some(machine) = self.world().by_mac(mac) {
             self.tell(About::Machine(machine.id), Event::Noted { sentence });
         }
+    }
+
+    fn is_bmc(&self, mac: MacAddr) -> bool {
+        // A host may share a card with its BMC, and its address.
+        self.world().by_bmc(mac).is_some_and(|machine| !machine.macs.contains(&mac))
+    }
+
+    fn bmc_sighted(&self, sighting: BmcSighting) {
+        self.met_bmc(sighting);
     }
 
     fn boot_answer(&self, asking: Sighting) -> BoxFuture<'_, Result<BootAnswer>> {

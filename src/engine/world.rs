@@ -16,6 +16,8 @@ pub struct World {
     by_mac: HashMap<MacAddr, MachineId>,
     by_serial: HashMap<Serial, MachineId>,
     by_name: HashMap<String, MachineId>,
+    /// As their agents saw them from inside.
+    by_bmc: HashMap<MacAddr, MachineId>,
     /// Deadlines, earliest first.
     wakes: BTreeSet<(Millis, MachineId)>,
 }
@@ -41,6 +43,11 @@ impl World {
 
     pub fn by_serial(&self, serial: &Serial) -> Option<Arc<Machine>> {
         self.by_serial.get(serial).and_then(|id| self.get(*id))
+    }
+
+    /// The machine that has this BMC.
+    pub fn by_bmc(&self, mac: MacAddr) -> Option<Arc<Machine>> {
+        self.by_bmc.get(&mac).and_then(|id| self.get(*id))
     }
 
     pub fn by_name(&self, name: &str) -> Option<Arc<Machine>> {
@@ -88,6 +95,7 @@ impl World {
             self.by_serial.entry(serial.clone()).or_insert(machine.id);
         }
         self.by_name.insert(machine.name.clone(), machine.id);
+        self.by_bmc.extend(bmc_mac(&machine).map(|mac| (mac, machine.id)));
         self.wakes.extend(machine.wake_at().map(|at| (at, machine.id)));
         let machine = Arc::new(machine);
         match self.machines.entry(machine.id) {
@@ -120,8 +128,17 @@ impl World {
             self.by_serial.remove(serial);
         }
         self.by_name.remove(&machine.name);
+        if let Some(mac) = bmc_mac(machine)
+            && self.by_bmc.get(&mac) == Some(&machine.id)
+        {
+            self.by_bmc.remove(&mac);
+        }
         if let Some(at) = machine.wake_at() {
             self.wakes.remove(&(at, machine.id));
         }
     }
+}
+
+fn bmc_mac(machine: &Machine) -> Option<MacAddr> {
+    machine.inventory.as_ref()?.bmc.as_ref()?.mac
 }

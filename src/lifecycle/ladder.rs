@@ -248,7 +248,9 @@ impl Trouble {
             None if ladder.asked.is_none() => Trouble::Lost,
             None => Trouble::Silent,
             Some("bmc.unreachable" | "bmc.busy" | "bmc.late" | "bmc.session") => Trouble::Unreachable,
-            Some("bmc.auth" | "bmc.password" | "bmc.privilege" | "bmc.unknown" | "bmc.suite") => Trouble::Shut,
+            Some("bmc.auth" | "bmc.password" | "bmc.privilege" | "bmc.unknown" | "bmc.suite" | "bmc.other-machine") => {
+                Trouble::Shut
+            }
             Some(_) => Trouble::Unwilling,
         }
     }

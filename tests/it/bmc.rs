@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use rackline::bmc::act::Limits;
+use rackline::bmc::discover::{self, Search};
 use rackline::bmc::rmcp::Pace;
 use rackline::bmc::{Access, Answer, BootDevice, BootOverride, Command, Doors, Fleet, Outcome, Power, Settings};
 use rackline::error::Kind;
@@ -565,4 +566,26 @@ async fn a_user_made_in_band_can_log_in_over_the_network() {
     assert!(ours.len() == 1 && ours[0].starts_with('3') && ours[0].contains("ADMINISTRATOR"), "{list}");
     let access = Access { user: user.name, password: Secret::new(user.password), ..access(sim.address) };
     assert_eq!(power(&Fleet::new(settings()), &access, PowerAction::On).await, (Power::On, true, Outcome::Confirmed));
+}
+
+/// By what they tell strangers: the ping and the GUID of OpenIPMI's BMC, the service root of Redfish beside it.
+#[tokio::test]
+async fn bmcs_are_found_in_a_range_without_a_password() {
+    let sim = IpmiSim::start(None).await;
+    let ip = sim.address.ip();
+    let redfish = rackline::lab::redfish::start((ip, 0).into()).await.unwrap();
+    let search = Search {
+        ipmi_port: sim.address.port(),
+        redfish_port: redfish.server.address.port(),
+        per_second: 1000,
+        ..Search::default()
+    };
+    let found = discover::search(ip.to_string().parse().unwrap(), search).await.unwrap();
+    let [found] = found.as_slice() else { panic!("{found:?}") };
+    assert!(found.address == ip && found.ipmi, "{found:?}");
+    assert_eq!(found.guid.map(|guid| guid.to_string()).as_deref(), Some("4c414200-0000-0000-0000-000000000001"));
+    assert!(found.redfish.as_ref().is_some_and(|root| root.version.starts_with("1.")), "{found:?}");
+    // Nobody has logged in anywhere, and where nobody is, nothing is found.
+    let elsewhere = Search { ipmi_port: 1, redfish_port: 1, ..search };
+    assert_eq!(discover::search(format!("{ip}/31").parse().unwrap(), elsewhere).await.unwrap(), []);
 }

@@ -10,6 +10,7 @@ use rackline::bmc::{Fleet, Settings};
 use rackline::boot::{Policy, Sighting, Stage};
 use rackline::engine::{About, Engine, SeedFacts, Site};
 use rackline::image::SigningKey;
+use rackline::lab::redfish;
 use rackline::lifecycle::ladder::{Climb, Rung};
 use rackline::lifecycle::{Action, BmcAccount, Event, Expectation, Machine};
 use rackline::machine::{ClientArch, MacAddr, Secret, Serial};
@@ -45,6 +46,15 @@ async fn start_with(dir: &Path, outlets: Outlets) -> (Engine, CancellationToken)
     (Engine::start(site, stop.clone()).await.unwrap(), stop)
 }
 
+/// A BMC with the user and password of the one that speaks Redfish.
+async fn ipmi() -> Sim {
+    let sim = Sim::start("127.0.0.1:0").await;
+    let mut state = sim.state.lock().unwrap();
+    (state.user, state.password) = ("root", "calvin");
+    drop(state);
+    sim
+}
+
 /// A machine on the list, with the simulated BMC.
 async fn listed(dir: &Path, sim: &Sim) -> Machine {
     let (engine, stop) = start(dir).await;
@@ -55,11 +65,11 @@ async fn listed(dir: &Path, sim: &Sim) -> Machine {
         mac: Some(MAC),
         place: None,
         ports: vec![],
-        bmc: Some(BmcAccount { address: sim.address, redfish: None, user: "admin".into() }),
+        bmc: Some(BmcAccount { address: sim.address, redfish: None, user: "root".into() }),
     };
     let about = About::Serial { serial, name: "kvm-1".into() };
     let id = engine.submit(about, Event::Expected(row)).await.unwrap();
-    engine.set_bmc_password(id, &Secret::new("calvin-lab")).await.unwrap();
+    engine.set_bmc_password(id, &Secret::new("calvin")).await.unwrap();
     let machine = engine.machine(id).unwrap();
     stop.cancel();
     Arc::unwrap_or_clone(machine)
@@ -98,7 +108,7 @@ async fn settled(engine: &Engine, machine: &Machine) -> Vec<String> {
 #[tokio::test]
 async fn a_rung_is_told_and_then_climbed() {
     let dir = tempfile::tempdir().unwrap();
-    let sim = Sim::start("127.0.0.1:0").await;
+    let sim = ipmi().await;
     sim.state.lock().unwrap().power = true;
     let machine = listed(dir.path(), &sim).await;
     let machine = leave_on(dir.path(), machine, Rung::OffAndOn, false).await;
@@ -117,7 +127,7 @@ async fn an_interrupted_rung_takes_nothing_down_again() {
     // Killed while the machine was off, and killed when all was done but not yet settled.
     for (power, expected) in [(false, [UP].as_slice()), (true, &[])] {
         let dir = tempfile::tempdir().unwrap();
-        let sim = Sim::start("127.0.0.1:0").await;
+        let sim = ipmi().await;
         sim.state.lock().unwrap().power = power;
         let machine = listed(dir.path(), &sim).await;
         let machine = leave_on(dir.path(), machine, Rung::OffAndOn, true).await;
@@ -133,7 +143,7 @@ async fn an_interrupted_rung_takes_nothing_down_again() {
 #[tokio::test]
 async fn outlets_that_a_kill_left_off_are_switched_on() {
     let dir = tempfile::tempdir().unwrap();
-    let sim = Sim::start("127.0.0.1:0").await;
+    let sim = ipmi().await;
     let mut machine = listed(dir.path(), &sim).await;
     machine.bmc = None;
     let machine = leave_on(dir.path(), machine, Rung::Outlets, true).await;
@@ -151,7 +161,7 @@ async fn outlets_that_a_kill_left_off_are_switched_on() {
 #[tokio::test]
 async fn a_bmc_without_a_second_door_fails_the_rung_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
-    let sim = Sim::start("127.0.0.1:0").await;
+    let sim = ipmi().await;
     let machine = listed(dir.path(), &sim).await;
     let machine = leave_on(dir.path(), machine, Rung::OtherDoor, false).await;
     let (engine, _stop) = start(dir.path()).await;
@@ -166,7 +176,7 @@ async fn a_bmc_without_a_second_door_fails_the_rung_and_says_so() {
 #[tokio::test]
 async fn what_brought_the_machine_is_learnt_of_its_bmc_and_kept() {
     let dir = tempfile::tempdir().unwrap();
-    let sim = Sim::start("127.0.0.1:0").await;
+    let sim = ipmi().await;
     sim.state.lock().unwrap().power = true;
     let machine = listed(dir.path(), &sim).await;
     let machine = leave_on(dir.path(), machine, Rung::OffAndOn, false).await;
@@ -204,4 +214,47 @@ async fn what_brought_the_machine_is_learnt_of_its_bmc_and_kept() {
     tokio::time::timeout(Duration::from_secs(10), written).await.unwrap();
     let (again, _stop) = start(dir.path()).await;
     assert_eq!(again.personalities(), known);
+}
+
+/// Its IPMI takes every command and follows none, and its Redfish works.
+#[tokio::test]
+async fn the_other_door_leads_to_the_same_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let sim = ipmi().await;
+    sim.state.lock().unwrap().deaf = true;
+    let other = redfish::start(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let mut machine = listed(dir.path(), &sim).await;
+    machine.bmc.as_mut().unwrap().redfish = Some(other.server.address);
+    machine.arch = Some(ClientArch::UefiX64);
+    let machine = leave_on(dir.path(), machine, Rung::OtherDoor, false).await;
+    let (engine, _stop) = start(dir.path()).await;
+    let told = settled(&engine, &machine).await;
+    assert!(told.last().unwrap().ends_with("through the BMC's other interface: done"), "{told:?}");
+    assert_eq!(other.hardware.booted().len(), 1);
+    assert!(sim.state.lock().unwrap().controls.is_empty());
+    // Its own data name the model, which IPMI has as a number.
+    assert_eq!(engine.personalities()[0].key.product, "LW-R1");
+}
+
+/// The addresses of two BMCs were mixed up in the list.
+#[tokio::test]
+async fn a_bmc_of_another_machine_is_told_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = redfish::start(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let sim = ipmi().await;
+    let mut machine = listed(dir.path(), &sim).await;
+    machine.bmc.as_mut().unwrap().address = other.server.address;
+    machine.bmc.as_mut().unwrap().redfish = Some(other.server.address);
+    let (engine, stop) = start(dir.path()).await;
+    let serial = Serial::parse("LW77S00099").unwrap();
+    let row =
+        Expectation { name: "kvm-2".into(), serial: serial.clone(), mac: None, place: None, ports: vec![], bmc: None };
+    engine.submit(About::Serial { serial, name: "kvm-2".into() }, Event::Expected(row)).await.unwrap();
+    stop.cancel();
+    let machine = leave_on(dir.path(), machine, Rung::Retry, false).await;
+    let (engine, _stop) = start(dir.path()).await;
+    let told = settled(&engine, &machine).await;
+    let last = told.last().unwrap();
+    assert!(last.contains("belongs to kvm-2: its serial number is LW77S00099, expected 7XK2M13 of kvm-1"), "{last}");
+    assert!(other.hardware.booted().is_empty());
 }

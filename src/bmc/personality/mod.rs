@@ -19,25 +19,27 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::act::Limits;
-use super::{Answer, BootDevice, Command, Info, Outcome};
+use super::{Answer, BootDevice, Command, Info, Outcome, Part};
 use crate::error::Result;
 
 /// Whose behaviour it is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Key {
     pub vendor: String,
-    /// As the BMC says it; of IPMI the maker's number.
+    /// The model, or the maker's number where the BMC does not know it.
     pub product: String,
     /// Of the BMC.
     pub firmware: String,
 }
 
 impl Key {
-    pub fn of(info: &Info) -> Self {
-        let bounded = |text: &str| text.chars().filter(|c| !c.is_control()).take(64).collect();
+    /// `machine`: the BMC's own data of the machine, where it has some.
+    pub fn of(info: &Info, machine: Option<&Part>) -> Self {
+        let named = machine.and_then(|part| part.fields.get("product.name"));
+        let bounded = |text: &str| -> String { text.chars().filter(|c| !c.is_control()).take(64).collect() };
         Self {
             vendor: bounded(&info.manufacturer),
-            product: info.product.to_string(),
+            product: named.map_or_else(|| info.product.to_string(), |name| bounded(name)),
             firmware: bounded(&info.firmware),
         }
     }

@@ -18,6 +18,7 @@ mod tests;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use super::bmc::{self, BmcSighting};
 use super::config::{BootConfig, Mode, Rule, Settings};
 use super::count::{Answer, Silence};
 use super::limit::Limits;
@@ -56,6 +57,8 @@ pub struct Ready {
     /// Must be on disk before the packet leaves.
     pub save: Option<Lease>,
     pub sighting: Option<Sighting>,
+    /// A BMC, which is no machine.
+    pub bmc: Option<BmcSighting>,
 }
 
 /// What the operator wants to know of a request without answer.
@@ -166,7 +169,9 @@ impl Dhcp {
         if !known && !self.limits.allow(now, way, request.client.port.as_ref()) {
             return silent(Silence::TooManyStrangers);
         }
-        let asking = Asking { request, own, subnet, facts: facts.as_ref(), switch: switch.as_ref(), listed, known };
+        let bmc = bmc::recognise(request, self.policy.as_ref());
+        let asking =
+            Asking { request, own, subnet, facts: facts.as_ref(), switch: switch.as_ref(), bmc, listed, known };
         match request.kind {
             Kind::Discover => self.discover(now, &asking),
             Kind::Request => self.request(now, &asking),
@@ -259,12 +264,13 @@ impl Dhcp {
             to: reply::destination(request, reply::Kind::Nak, Ipv4Addr::UNSPECIFIED),
             save: None,
             sighting: None,
+            bmc: None,
         })
     }
 
     /// `address`: none for INFORM, whose client has one.
     fn answer(&self, asking: &Asking, what: Answer, address: Option<Ipv4Addr>, save: Option<Lease>) -> Ready {
-        let Asking { request, own, subnet, facts, switch, listed, .. } = *asking;
+        let Asking { request, own, subnet, facts, switch, bmc, listed, .. } = *asking;
         // On a shared wire the address may be of another subnet than the one that was asked in.
         let id = address.or(Some(request.ciaddr)).and_then(|a| self.table.of(a)).unwrap_or(subnet);
         let seconds = self.lease_seconds(id, facts, listed);
@@ -278,16 +284,20 @@ impl Dhcp {
                 own,
                 subnet,
                 settings: &Settings::of(&self.rules, subnet.network, facts),
-                boot: match switch {
-                    Some(asking) => BootFile::Options(self.switches.answer(asking, request.client.mac)),
-                    None => self.boot_file(request, address),
+                boot: match (switch, bmc) {
+                    (Some(asking), _) => BootFile::Options(self.switches.answer(asking, request.client.mac)),
+                    (None, Some(_)) => BootFile::None,
+                    (None, None) => self.boot_file(request, address),
                 },
             };
             reply.encode(request)
         });
         let to = reply::destination(request, kind, address.unwrap_or(Ipv4Addr::UNSPECIFIED));
-        let sighting = address.filter(|_| switch.is_none()).map(|address| sighting(request, Some(address)));
-        Ready { what, packet, to, save, sighting }
+        let machine = switch.is_none() && bmc.is_none();
+        let sighting = address.filter(|_| machine).map(|address| sighting(request, Some(address)));
+        let mac = request.client.mac;
+        let bmc = bmc.zip(address).map(|(asking, address)| BmcSighting { mac, address, maker: asking.maker });
+        Ready { what, packet, to, save, sighting, bmc }
     }
 
     /// `address`: the client's, as far as it is ours to know.
@@ -313,6 +323,8 @@ struct Asking<'a> {
     facts: Option<&'a Facts>,
     /// A switch that wants its configuration; it is no machine.
     switch: Option<&'a recognise::Asking>,
+    /// A BMC; it is no machine either.
+    bmc: Option<bmc::Asking>,
     /// The switch is one of ours.
     listed: bool,
     /// It is one of our switches, the rules know the machine, or it has leased here before.

@@ -52,6 +52,7 @@ impl Dhcp {
             to: destination(request),
             save: None,
             sighting: Some(sighting(request, None)),
+            bmc: None,
         })
     }
 }

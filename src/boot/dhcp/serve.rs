@@ -140,7 +140,7 @@ impl Server {
     }
 
     fn deliver(&self, mut ready: Ready) {
-        let sighting = ready.sighting.take();
+        let (sighting, bmc, leased) = (ready.sighting.take(), ready.bmc.take(), ready.save.is_some());
         match ready.save.take() {
             None => self.port.send(&ready),
             Some(lease) => {
@@ -151,6 +151,10 @@ impl Server {
         }
         if let Some(sighting) = sighting {
             self.policy.sighted(sighting);
+        }
+        // An offer may still go unused.
+        if let Some(bmc) = bmc.filter(|_| leased) {
+            self.policy.bmc_sighted(bmc);
         }
     }
 

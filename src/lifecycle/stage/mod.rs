@@ -222,6 +222,8 @@ fn action_failed(turn: &mut Turn, action: &Action, cause: &Problem) -> bool {
         (State::Expected | State::Releasing, Action::NetworkBoot) if waits && machine.ladder.asked.is_some() => {
             ladder::failed(turn, cause);
         }
+        // Nothing was asked after all.
+        (_, Action::NetworkBoot) => turn.machine.ladder.asked = None,
         _ => {}
     }
     true

@@ -19,6 +19,9 @@ const NOW: i64 = 1_800_000_000_000;
 const OWN: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0x77, 0, 1];
 
+/// Last byte of the MAC address of a BMC that the rules know.
+const BMC: u8 = 0xbb;
+
 const DISCOVER: u8 = 1;
 const REQUEST: u8 = 3;
 const DECLINE: u8 = 4;
@@ -38,6 +41,10 @@ impl Policy for Rules {
 
     fn facts(&self, mac: MacAddr) -> Option<Facts> {
         self.0.get(&mac).cloned()
+    }
+
+    fn is_bmc(&self, mac: MacAddr) -> bool {
+        mac.0[5] == BMC
     }
 
     fn boot_answer(&self, _: Sighting) -> BoxFuture<'_, crate::error::Result<BootAnswer>> {
@@ -193,6 +200,7 @@ struct Got {
     to: Destination,
     lease: Option<Lease>,
     sighting: Option<Sighting>,
+    bmc: Option<BmcSighting>,
     options: Vec<(u8, Vec<u8>)>,
     flags: [u8; 2],
     giaddr: Ipv4Addr,
@@ -210,7 +218,7 @@ impl Got {
 
 #[track_caller]
 fn got(outcome: Outcome) -> Got {
-    let Outcome::Answer(Ready { what, packet, to, save, sighting }) = outcome else { panic!("{outcome:?}") };
+    let Outcome::Answer(Ready { what, packet, to, save, sighting, bmc }) = outcome else { panic!("{outcome:?}") };
     assert!(packet.len() >= 300 && packet.len() <= 548, "{} bytes", packet.len());
     assert_eq!(packet[..3], [2, 1, 6]);
     assert_eq!(packet[4..8], [0xde, 0xad, 0xbe, 0xef]);
@@ -237,6 +245,7 @@ fn got(outcome: Outcome) -> Got {
         to,
         lease: save,
         sighting,
+        bmc,
         options,
         flags: [packet[10], packet[11]],
         giaddr: ip(24),

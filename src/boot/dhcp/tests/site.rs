@@ -6,6 +6,28 @@ fn ip(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
 }
 
+/// What it says, or what is known of its MAC address, makes a client a BMC; a firmware that boots is none.
+#[test]
+fn a_bmc_gets_an_address_and_no_boot_file_and_is_no_machine() {
+    let mut dhcp = server();
+    for (mac, class, maker) in [
+        (1, b"iDRAC".as_slice(), Some("Dell iDRAC")),
+        (2, b"CPQRIB3".as_slice(), Some("HPE iLO")),
+        (BMC, b"OpenBMC".as_slice(), None),
+    ] {
+        let says = |kind| networkd(kind).mac(mac).option(60, class).option(61, &[1, mac]);
+        let offer = got(says(DISCOVER).to(&mut dhcp));
+        let ack = got(says(REQUEST).asks(offer.yiaddr).to(&mut dhcp));
+        assert_eq!((ack.what, ack.sighting, ack.file.as_str()), (Answer::Ack, None, ""));
+        let bmc = ack.bmc.unwrap();
+        assert_eq!((bmc.address, bmc.maker, bmc.mac.0[5]), (offer.yiaddr, maker, mac));
+    }
+    for host in [networkd(DISCOVER).mac(3).option(60, b"iDRAC tools"), uefi_rom(DISCOVER).mac(BMC)] {
+        let host = got(host.to(&mut dhcp));
+        assert!(host.sighting.is_some() && host.bmc.is_none());
+    }
+}
+
 fn facts(name: &str, state: &'static str) -> Facts {
     Facts { name: name.into(), model: Some("R650".into()), role: None, state }
 }
