@@ -230,7 +230,8 @@ mod tests {
 
     fn sensor(name: &str, value: f64, level: Option<Level>) -> Sensor {
         let (kind, unit) = ("temperature".to_owned(), "°C".to_owned());
-        Sensor { name: name.into(), kind, value: Some(value), unit, level, states: None }
+        let limits = Default::default();
+        Sensor { name: name.into(), kind, value: Some(value), unit, level, states: Vec::new(), limits }
     }
 
     #[test]
