@@ -26,6 +26,10 @@ pub enum Event {
     Noted {
         sentence: String,
     },
+    /// What its BMC had written down, kept here before the BMC was told to forget it.
+    BmcLogSaved {
+        entries: Vec<serde_json::Value>,
+    },
     /// It was handed a boot script.
     ScriptServed {
         choice: String,
@@ -96,6 +100,7 @@ impl Event {
             Event::Sighted(_) => "sighted",
             Event::Unanswered { .. } => "unanswered",
             Event::Noted { .. } => "noted",
+            Event::BmcLogSaved { .. } => "bmc_log_saved",
             Event::ScriptServed { .. } => "script_served",
             Event::Hello { .. } => "hello",
             Event::Reported { .. } => "reported",
@@ -126,6 +131,9 @@ impl Event {
             ),
             Event::Unanswered { why } => format!("got no answer: {why}"),
             Event::Noted { sentence } => sentence.clone(),
+            Event::BmcLogSaved { entries } => {
+                format!("the {} entries of its BMC's log are kept here, since the log is to be cleared", entries.len())
+            }
             Event::ScriptServed { choice } => format!("boots: {choice}"),
             Event::Hello { mode: Mode::Ram, agent_version, .. } => format!("agent {agent_version} runs in RAM"),
             Event::Hello { mode: Mode::Resident, agent_version, .. } => {

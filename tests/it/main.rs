@@ -2,6 +2,7 @@
 
 mod agent;
 mod bmc;
+mod bmc_api;
 mod bmc_data;
 mod bmc_fleet;
 mod bmc_proxy;

@@ -84,7 +84,7 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
         }
         Event::Reported { number, .. } if *number != turn.machine.number => return Err(Refused::Stale),
         Event::Reported { outcome: Outcome::Leaving, .. } => return Ok(true),
-        Event::ActionDone { .. } | Event::Noted { .. } => return Ok(true),
+        Event::ActionDone { .. } | Event::Noted { .. } | Event::BmcLogSaved { .. } => return Ok(true),
         // It asks every few seconds; the timeline wants each reason once in a while.
         Event::Unanswered { why } => {
             let machine = &mut turn.machine;
