@@ -99,6 +99,8 @@ impl Power {
 #[serde(deny_unknown_fields, default)]
 pub struct Bmc {
     pub console: Console,
+    /// The password of the list is changed, when a machine is enlisted, to one that is generated for it.
+    pub own_passwords: bool,
 }
 
 /// When the serial consoles of machines are recorded.

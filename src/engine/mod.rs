@@ -10,6 +10,7 @@ pub mod consoles;
 mod effects;
 pub mod learn;
 mod orders;
+mod password;
 mod policy;
 mod turn;
 mod world;

@@ -66,6 +66,10 @@ pub enum Event {
     PowerRequested {
         action: PowerAction,
     },
+    /// Its BMC shall have a password of its own in the place of the listed one, or keep that.
+    BmcPasswordWanted {
+        own: bool,
+    },
     /// What was decided is done; `answer` is what the BMC said.
     ActionDone {
         action: Action,
@@ -109,6 +113,7 @@ impl Event {
             Event::RetryRequested => "retry_requested",
             Event::RetireRequested => "retire_requested",
             Event::PowerRequested { .. } => "power_requested",
+            Event::BmcPasswordWanted { .. } => "bmc_password_wanted",
             Event::ActionDone { .. } => "action_done",
             Event::ActionFailed { .. } => "action_failed",
             Event::PassportSigned { .. } => "passport_signed",
@@ -145,6 +150,8 @@ impl Event {
             Event::RetryRequested => "retry asked for".into(),
             Event::RetireRequested => "retirement asked for".into(),
             Event::PowerRequested { action } => format!("power {action} asked for"),
+            Event::BmcPasswordWanted { own: true } => "its BMC shall have a password of its own".into(),
+            Event::BmcPasswordWanted { own: false } => "its BMC keeps the password of the list".into(),
             Event::ActionDone { action, .. } => format!("{action}: done"),
             Event::ActionFailed { action, problem } => format!("{action}: failed: {}", problem.title),
             Event::PassportSigned { .. } => "passport signed".into(),
@@ -258,6 +265,8 @@ pub enum Action {
     },
     /// Not the first attempt: a rung of the ladder.
     Climb(Climb),
+    /// The password that the BMC came with, for a generated one.
+    ChangeBmcPassword,
     SignPassport,
 }
 
@@ -267,6 +276,7 @@ impl std::fmt::Display for Action {
             Action::NetworkBoot => f.write_str("boot from the network"),
             Action::Power { power } => write!(f, "power {power}"),
             Action::Climb(climb) => write!(f, "{climb}"),
+            Action::ChangeBmcPassword => f.write_str("give the BMC a password of its own"),
             Action::SignPassport => f.write_str("sign the passport"),
         }
     }
