@@ -9,6 +9,8 @@ use crate::error::{Error, Kind, OrFail, Result};
 use crate::link::Problem;
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// For what the appliance itself has to wait for: a BMC with its turn and its sensors.
+const LONG: Duration = Duration::from_secs(260);
 /// A list of 20,000 machines is below; an answer without end is not read for ever.
 const MAX_ANSWER: usize = 64 << 20;
 
@@ -19,14 +21,20 @@ pub type Live = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsSt
 pub struct Client {
     http: reqwest::Client,
     url: String,
+    patience: Duration,
 }
 
 impl Client {
     /// `url` is that of the appliance: `http://127.0.0.1:8480`.
     pub fn new(url: &str) -> Result<Self> {
-        let http = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build();
+        let http = reqwest::Client::builder().no_proxy().build();
         let http = http.or_fail(Kind::Internal, "client", || "cannot make an HTTP client")?;
-        Ok(Self { http, url: url.trim_end_matches('/').to_owned() })
+        Ok(Self { http, url: url.trim_end_matches('/').to_owned(), patience: PATIENCE })
+    }
+
+    /// For questions that take minutes.
+    pub fn patient(self) -> Self {
+        Self { patience: LONG, ..self }
     }
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
@@ -61,7 +69,7 @@ impl Client {
     }
 
     async fn send<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T> {
-        let mut answer = request.send().await.map_err(|e| self.lost(e))?;
+        let mut answer = request.timeout(self.patience).send().await.map_err(|e| self.lost(e))?;
         let status = answer.status();
         let mut body = Vec::new();
         while let Some(part) = answer.chunk().await.map_err(|e| self.lost(e))? {

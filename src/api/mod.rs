@@ -60,6 +60,7 @@ pub fn people(shared: Shared) -> Router {
         .route("/api/v1/machines/{machine}/power", post(machines::power))
         .route("/api/v1/machines/{machine}/health", get(health::show))
         .route("/api/v1/bmc/found", get(bmc::found))
+        .route("/api/v1/machines/{machine}/bmc/{what}", get(bmc::look).post(bmc::act))
         .route("/api/v1/bmc/personalities", get(bmc::personalities))
         .route("/api/v1/boot", get(boot::status))
         .route("/api/v1/boot/explain/{mac}", get(boot::explain))

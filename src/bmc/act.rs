@@ -48,6 +48,7 @@ pub async fn perform<B: Bmc>(bmc: &mut B, command: &Command, limits: &Limits) ->
         Command::Info => Ok(Answer::Info(bmc.info().await?)),
         Command::Log { after } => Ok(Answer::Log(bmc.log(after.as_deref()).await?)),
         Command::ClearLog { last } => clear_log(bmc, last).await,
+        Command::Clock => Ok(Answer::Clock { clock: bmc.clock().await? }),
         Command::SetClock => set_clock(bmc).await,
         Command::Parts => Ok(Answer::Parts { parts: bmc.parts().await? }),
         Command::Users => Ok(Answer::Users { users: bmc.users().await? }),
@@ -259,7 +260,7 @@ const CLOCK_WITHIN: i64 = 5;
 
 async fn set_clock<B: Bmc>(bmc: &mut B) -> Result<Answer> {
     bmc.set_clock().await?;
-    match bmc.log(None).await?.clock {
+    match bmc.clock().await? {
         Some(clock) if clock.ahead_seconds.abs() <= CLOCK_WITHIN => done("the clock is set", Outcome::Confirmed),
         Some(clock) => {
             Err(not_applied(bmc.whose(), "the time", format!("its clock is {} s ahead", clock.ahead_seconds)))

@@ -271,6 +271,7 @@ pub enum Command {
     ClearLog {
         last: String,
     },
+    Clock,
     /// Sets the BMC's clock to the appliance's.
     SetClock,
     Parts,
@@ -339,6 +340,10 @@ pub enum Answer {
     },
     Info(Info),
     Log(Log),
+    /// `None` where it has none, or does not tell.
+    Clock {
+        clock: Option<Clock>,
+    },
     Parts {
         parts: Vec<Part>,
     },

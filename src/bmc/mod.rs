@@ -133,6 +133,11 @@ pub trait Bmc: Send {
         async move { Err(refused) }
     }
 
+    /// `None` where it has none, or does not tell.
+    fn clock(&mut self) -> impl Future<Output = Result<Option<Clock>>> + Send {
+        async { Ok(self.log(None).await?.clock) }
+    }
+
     fn set_clock(&mut self) -> impl Future<Output = Result<()>> + Send {
         let refused = unsupported(self.whose(), "to set its clock");
         async move { Err(refused) }

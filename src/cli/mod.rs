@@ -14,6 +14,7 @@ mod machine;
 mod outlets;
 mod serve;
 mod show;
+mod show_bmc;
 mod swarm;
 mod switch;
 mod trial;

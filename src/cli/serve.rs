@@ -292,6 +292,8 @@ pub async fn import(engine: &Engine, config: &Config, switches: &Switches) -> Re
         let id = engine.submit(about, Event::Expected(expectation)).await?;
         if let Some(bmc) = machine.bmc {
             engine.set_bmc_password(id, &bmc.password).await?;
+            let wanted = Event::BmcPasswordWanted { own: config.bmc.own_passwords };
+            engine.submit(About::Machine(id), wanted).await?;
         }
     }
     tracing::info!(count, list = %path.display(), "expected machines");

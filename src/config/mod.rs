@@ -101,11 +101,13 @@ pub struct Bmc {
     pub console: Console,
     /// In which time every BMC is looked at once: power, sensors, log. 0: none is.
     pub sweep_seconds: u32,
+    /// The password of the list is changed, when a machine is enlisted, to one that is generated for it.
+    pub own_passwords: bool,
 }
 
 impl Default for Bmc {
     fn default() -> Self {
-        Self { console: Console::default(), sweep_seconds: 60 }
+        Self { console: Console::default(), sweep_seconds: 60, own_passwords: false }
     }
 }
 

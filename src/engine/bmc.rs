@@ -1,9 +1,10 @@
 //! The engine's way to a machine's BMC: address from the machine, password from the sealed store.
 
 use super::Engine;
+use super::password::{own_secret, short};
 use crate::bmc::{Access, Answer, Command, Doors};
 use crate::error::{Error, Result};
-use crate::lifecycle::{BmcAccount, Machine, OWN_BMC_USER};
+use crate::lifecycle::{BmcAccount, BmcPassword, Machine, OWN_BMC_USER};
 use crate::machine::{PowerAction, Secret};
 
 /// Which of a BMC's interfaces is taken.
@@ -21,11 +22,41 @@ impl Engine {
     }
 
     pub(super) async fn ask_bmc_through(&self, machine: &Machine, door: Door, command: Command) -> Result<Answer> {
-        let access = self.access(machine, door).await?;
+        let mut access = self.access(machine, door).await?;
         if let Command::Power { action: PowerAction::On | PowerAction::Cycle | PowerAction::Reset } = &command {
             let _ = self.inner.boots.send(machine.id);
         }
-        self.run_and_learn(machine, &access, command).await
+        let first = self.run_and_learn(machine, &access, command.clone()).await;
+        if !refused_entry(&first) {
+            return first;
+        }
+        for password in self.other_passwords(machine, &access).await? {
+            access.password = password;
+            let again = self.run_and_learn(machine, &access, command.clone()).await;
+            if !refused_entry(&again) {
+                return again;
+            }
+        }
+        first
+    }
+
+    /// What may open where the first password does not: the listed one behind the BMC's own, or, while that is being set,
+    /// its own, whole or as short as some BMCs keep it.
+    async fn other_passwords(&self, machine: &Machine, first: &Access) -> Result<Vec<Secret>> {
+        if first.user == OWN_BMC_USER {
+            return Ok(Vec::new());
+        }
+        let site = &self.inner.site;
+        let listed = site.db.secret(&site.seal, &super::bmc_secret(machine.id)).await?;
+        let own = site.db.secret(&site.seal, &own_secret(machine.id)).await?;
+        let shortened = own.as_deref().map(|own| short(own).to_owned());
+        let mut passwords: Vec<Secret> = Vec::new();
+        for password in [own, shortened, listed].into_iter().flatten().map(Secret::new) {
+            if password != first.password && !passwords.contains(&password) {
+                passwords.push(password);
+            }
+        }
+        Ok(passwords)
     }
 
     /// How a machine's BMC is entered now.
@@ -36,6 +67,9 @@ impl Engine {
         let site = &self.inner.site;
         let password = match account.user == OWN_BMC_USER {
             true => Some(self.own_bmc_password(machine.id)),
+            false if machine.bmc_password == BmcPassword::Own => {
+                site.db.secret(&site.seal, &own_secret(machine.id)).await?
+            }
             false => site.db.secret(&site.seal, &super::bmc_secret(machine.id)).await?,
         };
         let password = password.ok_or_else(|| {
@@ -51,6 +85,10 @@ impl Engine {
         };
         Ok(Access { doors, user: account.user.clone(), password: Secret::new(password) })
     }
+}
+
+fn refused_entry(result: &Result<Answer>) -> bool {
+    matches!(result, Err(e) if e.code() == "bmc.auth")
 }
 
 pub(super) fn doors(account: &BmcAccount) -> Doors {

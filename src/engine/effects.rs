@@ -86,6 +86,7 @@ impl Effects {
                     Err(problem) => Event::ActionFailed { action, problem },
                 };
             }
+            Action::ChangeBmcPassword => self.engine.change_bmc_password(machine).await,
             Action::NetworkBoot => self.network_boot(machine).await,
             Action::Power { power } => self.step(machine, Door::First, Step::Power(*power)).await,
             Action::Climb(climb) => self.climb(machine, climb).await,

@@ -12,6 +12,7 @@ pub mod found;
 pub mod learn;
 mod orders;
 mod pairing;
+mod password;
 mod policy;
 mod turn;
 pub mod watch;

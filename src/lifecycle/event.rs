@@ -26,6 +26,10 @@ pub enum Event {
     Noted {
         sentence: String,
     },
+    /// What its BMC had written down, kept here before the BMC was told to forget it.
+    BmcLogSaved {
+        entries: Vec<serde_json::Value>,
+    },
     /// It was handed a boot script.
     ScriptServed {
         choice: String,
@@ -62,6 +66,10 @@ pub enum Event {
     PowerRequested {
         action: PowerAction,
     },
+    /// Its BMC shall have a password of its own in the place of the listed one, or keep that.
+    BmcPasswordWanted {
+        own: bool,
+    },
     /// What was decided is done; `answer` is what the BMC said.
     ActionDone {
         action: Action,
@@ -96,6 +104,7 @@ impl Event {
             Event::Sighted(_) => "sighted",
             Event::Unanswered { .. } => "unanswered",
             Event::Noted { .. } => "noted",
+            Event::BmcLogSaved { .. } => "bmc_log_saved",
             Event::ScriptServed { .. } => "script_served",
             Event::Hello { .. } => "hello",
             Event::Reported { .. } => "reported",
@@ -104,6 +113,7 @@ impl Event {
             Event::RetryRequested => "retry_requested",
             Event::RetireRequested => "retire_requested",
             Event::PowerRequested { .. } => "power_requested",
+            Event::BmcPasswordWanted { .. } => "bmc_password_wanted",
             Event::ActionDone { .. } => "action_done",
             Event::ActionFailed { .. } => "action_failed",
             Event::PassportSigned { .. } => "passport_signed",
@@ -126,6 +136,9 @@ impl Event {
             ),
             Event::Unanswered { why } => format!("got no answer: {why}"),
             Event::Noted { sentence } => sentence.clone(),
+            Event::BmcLogSaved { entries } => {
+                format!("the {} entries of its BMC's log are kept here, since the log is to be cleared", entries.len())
+            }
             Event::ScriptServed { choice } => format!("boots: {choice}"),
             Event::Hello { mode: Mode::Ram, agent_version, .. } => format!("agent {agent_version} runs in RAM"),
             Event::Hello { mode: Mode::Resident, agent_version, .. } => {
@@ -137,6 +150,8 @@ impl Event {
             Event::RetryRequested => "retry asked for".into(),
             Event::RetireRequested => "retirement asked for".into(),
             Event::PowerRequested { action } => format!("power {action} asked for"),
+            Event::BmcPasswordWanted { own: true } => "its BMC shall have a password of its own".into(),
+            Event::BmcPasswordWanted { own: false } => "its BMC keeps the password of the list".into(),
             Event::ActionDone { action, .. } => format!("{action}: done"),
             Event::ActionFailed { action, problem } => format!("{action}: failed: {}", problem.title),
             Event::PassportSigned { .. } => "passport signed".into(),
@@ -250,6 +265,8 @@ pub enum Action {
     },
     /// Not the first attempt: a rung of the ladder.
     Climb(Climb),
+    /// The password that the BMC came with, for a generated one.
+    ChangeBmcPassword,
     SignPassport,
 }
 
@@ -259,6 +276,7 @@ impl std::fmt::Display for Action {
             Action::NetworkBoot => f.write_str("boot from the network"),
             Action::Power { power } => write!(f, "power {power}"),
             Action::Climb(climb) => write!(f, "{climb}"),
+            Action::ChangeBmcPassword => f.write_str("give the BMC a password of its own"),
             Action::SignPassport => f.write_str("sign the passport"),
         }
     }

@@ -34,6 +34,8 @@ pub struct Machine {
     /// On the list of expected machines.
     pub expected: bool,
     pub bmc: Option<BmcAccount>,
+    #[serde(default)]
+    pub bmc_password: BmcPassword,
     pub arch: Option<ClientArch>,
     pub address: Option<IpAddr>,
     pub agent: Option<AgentSeen>,
@@ -68,6 +70,19 @@ pub struct Machine {
     pub sequence: u64,
     /// The number of the agent's current order: the sequence at which the task last changed.
     pub number: u64,
+}
+
+/// Which password its BMC has. The words themselves are in the sealed store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BmcPassword {
+    /// That of the list of expected machines.
+    #[default]
+    Listed,
+    /// Still that of the list, to be changed when the machine is enlisted.
+    Wanted,
+    /// One that was generated for it.
+    Own,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -150,6 +165,7 @@ impl Machine {
             seen_on: BTreeMap::new(),
             expected: false,
             bmc: None,
+            bmc_password: BmcPassword::Listed,
             arch: None,
             address: None,
             agent: None,

@@ -20,7 +20,7 @@ mod tests;
 pub use baseline::{Attempt, Baseline, BaselineEnd, BaselineNews, Finding};
 pub use cabling::{Occupant, SeenPort, SwitchPort};
 pub use event::{Action, BmcAccount, Event, Expectation, OWN_BMC_USER, Order, Refused, Sighting};
-pub use machine::{AgentSeen, Machine, Millis, StageTime, State, Waiting};
+pub use machine::{AgentSeen, BmcPassword, Machine, Millis, StageTime, State, Waiting};
 
 use crate::link::Mode;
 
@@ -164,6 +164,7 @@ pub fn still_wanted(machine: &Machine, action: &Action, decided_at: Millis) -> b
         Action::Power { .. } => machine.last_sighted.is_none_or(|at| at < decided_at),
         // Begun or not: `ladder::Step::again` says what may still be done of one that has begun.
         Action::Climb(climb) => machine.ladder.current.as_ref() == Some(climb),
+        Action::ChangeBmcPassword => machine.bmc_password == BmcPassword::Wanted,
         Action::SignPassport => matches!(machine.state, State::Verifying),
     }
 }

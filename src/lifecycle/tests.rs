@@ -170,6 +170,35 @@ impl Talk {
 }
 
 #[test]
+fn a_listed_bmc_gets_a_password_of_its_own_when_it_is_enlisted_and_once() {
+    let wanted = Event::BmcPasswordWanted { own: true };
+    let changed = Event::ActionDone { action: Action::ChangeBmcPassword, answer: serde_json::json!({}) };
+    let mut talk = Talk::new();
+    assert_eq!(talk.tell(wanted.clone()), Err(Refused::Nothing), "it has no BMC");
+    talk.tell(expectation(true)).unwrap();
+    talk.tell(wanted.clone()).unwrap();
+    assert_eq!(talk.tell(wanted.clone()), Err(Refused::Nothing));
+    talk.tell(sighted(true)).unwrap();
+    talk.tell(hello(Mode::Ram, 1)).unwrap();
+    assert!(talk.actions.is_empty(), "nobody has said yet whose BMC it is");
+    talk.report(commissioned()).unwrap();
+    assert_eq!(talk.actions, [Action::ChangeBmcPassword]);
+    assert!(still_wanted(&talk.machine, &Action::ChangeBmcPassword, 0));
+    talk.tell(changed).unwrap();
+    assert!(!still_wanted(&talk.machine, &Action::ChangeBmcPassword, 0));
+    for own in [true, false] {
+        assert_eq!(talk.tell(Event::BmcPasswordWanted { own }), Err(Refused::Nothing), "what is done is done");
+    }
+    // The same list again changes nothing, a list with another BMC does.
+    assert_eq!(talk.tell(expectation(true)), Err(Refused::Nothing));
+    let Event::Expected(mut other) = expectation(true) else { panic!() };
+    other.bmc = other.bmc.map(|bmc| BmcAccount { address: "10.77.1.2:623".parse().unwrap(), ..bmc });
+    talk.tell(Event::Expected(other)).unwrap();
+    talk.tell(wanted).unwrap();
+    assert_eq!(talk.actions, [Action::ChangeBmcPassword, Action::ChangeBmcPassword], "it waits as ready");
+}
+
+#[test]
 fn from_the_list_to_the_passport_in_one_network_boot() {
     let mut talk = Talk::new();
     talk.tell(expectation(true)).unwrap();
@@ -434,6 +463,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::RetryRequested),
         Just(Event::PowerRequested { action: PowerAction::On }),
         Just(Event::ActionFailed { action: Action::NetworkBoot, problem }),
+        any::<bool>().prop_map(|own| Event::BmcPasswordWanted { own }),
+        Just(Event::ActionDone { action: Action::ChangeBmcPassword, answer: serde_json::json!({ "length": 16 }) }),
         Just(Event::PassportSigned { passport: serde_json::json!({}) }),
         Just(Event::Noted { sentence: "snponly.efi did not start".into() }),
         Just(Event::Unanswered { why: "no subnet".into() }),

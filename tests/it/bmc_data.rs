@@ -17,7 +17,7 @@ fn fixture(name: &str) -> String {
     fs::read_to_string(path).unwrap()
 }
 
-async fn server(name: &str) -> IpmiSim {
+pub async fn server(name: &str) -> IpmiSim {
     let commands = format!("{}\n{}", fixture(&format!("{name}.emu")), fixture(&format!("{name}.sel")));
     IpmiSim::start(Some(&commands)).await
 }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 
-async fn start(dir: &Path) -> (Engine, CancellationToken) {
+pub async fn start(dir: &Path) -> (Engine, CancellationToken) {
     let site = Site {
         db: Db::open(dir).await.unwrap(),
         seal: Seal::load_or_make(&dir.join("site.key")).unwrap(),
@@ -44,7 +44,7 @@ fn sighting(mac: MacAddr) -> Sighting {
     }
 }
 
-fn hello(serial: &str, uuid: u128, mac: MacAddr) -> Event {
+pub fn hello(serial: &str, uuid: u128, mac: MacAddr) -> Event {
     Event::Hello {
         mode: Mode::Ram,
         boot_id: uuid::Uuid::from_u128(uuid + 1000),
@@ -71,7 +71,7 @@ fn order() -> Event {
     })
 }
 
-fn commissioned() -> Outcome {
+pub fn commissioned() -> Outcome {
     let inventory = Inventory {
         system: System::default(),
         firmware: Firmware::Bios,

@@ -31,7 +31,7 @@ use crate::net::{Appliance, CONFIG as WIRE, Net, PATIENCE, Running, Watcher, can
 
 const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0x77, 0, 1]);
 
-const CONFIG: &str = r#"
+pub const CONFIG: &str = r#"
     url = "http://10.77.0.1"
     interfaces = [{ name = "lab0", address = "10.77.0.1" }]
     [[subnets]]
@@ -40,7 +40,7 @@ const CONFIG: &str = r#"
     reservations = [{ mac = "52:54:00:77:00:01", address = "10.77.9.9" }]
 "#;
 
-async fn engine(dir: &Path) -> Engine {
+pub async fn engine(dir: &Path) -> Engine {
     let site = Site {
         db: Db::open(dir).await.unwrap(),
         seal: Seal::load_or_make(&dir.join("site.key")).unwrap(),
@@ -55,7 +55,7 @@ async fn engine(dir: &Path) -> Engine {
 }
 
 /// The API for people, with a boot configuration and no sockets.
-fn people(dir: &Path, engine: &Engine, config: &BootConfig) -> axum::Router {
+pub fn people(dir: &Path, engine: &Engine, config: &BootConfig) -> axum::Router {
     let key = SigningKey::load_or_create(&dir.join("signing.key")).unwrap().public();
     let scripts = Arc::new(Scripts::new(config, &key.to_string()).unwrap());
     let files = Arc::new(Files::installed().unwrap());

@@ -2,8 +2,10 @@
 
 mod agent;
 mod bmc;
+mod bmc_api;
 mod bmc_data;
 mod bmc_fleet;
+mod bmc_password;
 mod bmc_proxy;
 mod bmc_sim;
 mod boot;

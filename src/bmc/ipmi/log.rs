@@ -23,7 +23,7 @@ impl Ipmi<'_> {
             tracing::warn!(bmc = self.session.whose(), error = ?e, "the log is read without the names of sensors");
         }
         let info = self.ask(&GetInfo).await?;
-        let clock = self.clock().await?;
+        let clock = self.read_clock().await?;
         // Ids start anew in a log that was erased: those of before mean nothing then.
         let same = self
             .records
@@ -34,7 +34,7 @@ impl Ipmi<'_> {
         Ok(Log { entries, overflow: info.overflow, clock })
     }
 
-    async fn clock(&mut self) -> Result<Option<Clock>> {
+    pub(super) async fn read_clock(&mut self) -> Result<Option<Clock>> {
         let Ok(seconds) = self.session.ask(&GetTime).await? else { return Ok(None) };
         let shows = jiff::Timestamp::from_second(seconds.into()).ok();
         let now = jiff::Timestamp::now().as_second();

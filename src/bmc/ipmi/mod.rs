@@ -10,8 +10,8 @@ pub use records::Records;
 
 use super::rmcp::{Repeat, Session};
 use super::{
-    Bmc, BootDevice, BootOverride, BootSeen, ChassisState, Fault, Info, Log, Network, Part, Power, PowerAction, Sensor,
-    SetNetwork, User,
+    Bmc, BootDevice, BootOverride, BootSeen, ChassisState, Clock, Fault, Info, Log, Network, Part, Power, PowerAction,
+    Sensor, SetNetwork, User,
 };
 use crate::error::Result;
 use crate::ipmi::app::{GetChannelInfo, GetDeviceId, GetSystemGuid, PRESENT_CHANNEL, Reset};
@@ -146,6 +146,10 @@ impl Bmc for Ipmi<'_> {
 
     async fn clear_log(&mut self, last: &str) -> Result<()> {
         self.erase_log(last).await
+    }
+
+    async fn clock(&mut self) -> Result<Option<Clock>> {
+        self.read_clock().await
     }
 
     async fn set_clock(&mut self) -> Result<()> {

@@ -6,7 +6,7 @@ use super::super::Turn;
 use super::super::event::{BmcAccount, Event, OWN_BMC_USER, Refused};
 use super::super::ladder;
 use super::super::machine::State;
-use super::{COMMISSION, problem, ready, unwelcome};
+use super::{COMMISSION, change_bmc_password, problem, ready, unwelcome};
 use crate::link::Outcome;
 
 /// Registered port of RMCP (IANA `asf-rmcp`).
@@ -24,6 +24,7 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
             turn.machine.inventory = Some(Arc::new(inventory.as_ref().clone()));
             turn.machine.measured.clone_from(measured);
             turn.enter(State::Ready);
+            change_bmc_password(turn);
             ready::start_if_ordered(turn);
         }
         Event::Due { means } => {

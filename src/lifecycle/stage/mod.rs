@@ -11,9 +11,9 @@ pub mod releasing;
 pub mod seen;
 pub mod verifying;
 
-use super::event::{Action, Event, Refused, Sighting};
+use super::event::{Action, Event, OWN_BMC_USER, Refused, Sighting};
 use super::ladder;
-use super::machine::{AgentSeen, Machine, Millis, State};
+use super::machine::{AgentSeen, BmcPassword, Machine, Millis, State};
 use super::{BootChoice, Turn, boot_choice};
 use crate::link::{Mode, Outcome, Problem};
 use crate::machine::PowerAction;
@@ -84,7 +84,12 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
         }
         Event::Reported { number, .. } if *number != turn.machine.number => return Err(Refused::Stale),
         Event::Reported { outcome: Outcome::Leaving, .. } => return Ok(true),
-        Event::ActionDone { .. } | Event::Noted { .. } => return Ok(true),
+        Event::BmcPasswordWanted { own } => return bmc_password(turn, *own),
+        Event::ActionDone { action: Action::ChangeBmcPassword, .. } => {
+            turn.machine.bmc_password = BmcPassword::Own;
+            return Ok(true);
+        }
+        Event::ActionDone { .. } | Event::Noted { .. } | Event::BmcLogSaved { .. } => return Ok(true),
         // It asks every few seconds; the timeline wants each reason once in a while.
         Event::Unanswered { why } => {
             let machine = &mut turn.machine;
@@ -112,8 +117,10 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
             machine.macs.extend(e.mac);
             machine.place.clone_from(&e.place);
             machine.ports.clone_from(&e.ports);
-            if e.bmc.is_some() {
+            if e.bmc.is_some() && machine.bmc != e.bmc {
                 machine.bmc.clone_from(&e.bmc);
+                // Another BMC has the password that it came with.
+                machine.bmc_password = BmcPassword::Listed;
             }
             return if before == is(machine) && known == machine.macs.len() { Err(Refused::Nothing) } else { Ok(true) };
         }
@@ -227,6 +234,27 @@ fn action_failed(turn: &mut Turn, action: &Action, cause: &Problem) -> bool {
         _ => {}
     }
     true
+}
+
+fn bmc_password(turn: &mut Turn, own: bool) -> Result<bool, Refused> {
+    let machine = &mut turn.machine;
+    let listed = machine.bmc.as_ref().is_some_and(|bmc| bmc.user != OWN_BMC_USER);
+    machine.bmc_password = match (machine.bmc_password, own) {
+        (BmcPassword::Listed, true) if listed => BmcPassword::Wanted,
+        (BmcPassword::Wanted, false) => BmcPassword::Listed,
+        _ => return Err(Refused::Nothing),
+    };
+    if machine.state == State::Ready {
+        change_bmc_password(turn);
+    }
+    Ok(true)
+}
+
+/// Once the machine has said who it is. What fails is told, and tried again when it is commissioned again.
+fn change_bmc_password(turn: &mut Turn) {
+    if turn.machine.bmc_password == BmcPassword::Wanted {
+        turn.act(Action::ChangeBmcPassword);
+    }
 }
 
 fn power(turn: &mut Turn, action: PowerAction) -> Result<bool, Refused> {
