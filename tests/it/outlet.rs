@@ -42,7 +42,7 @@ impl Pdu {
         let script = format!(
             "dir={at}; n=${{2##*.}}\n\
              case \"$1\" in\n\
-             -s) echo \"$n=$4\" >> \"$dir/log\"; [ -e \"$dir/locked.$n\" ] || echo \"$4\" > \"$dir/$n\" ;;\n\
+             -s) [ -e \"$dir/$n\" ] || {{ echo not-writable; exit; }}; echo \"$n=$4\" >> \"$dir/log\"; [ -e \"$dir/locked.$n\" ] || echo \"$4\" > \"$dir/$n\" ;;\n\
              -g) [ -e \"$dir/$n\" ] && printf '%s\\ninteger\\n' \"$2\" && cat \"$dir/$n\" ;;\n\
              esac\n"
         );
@@ -144,9 +144,10 @@ async fn what_is_wrong_with_a_pdu_is_named() {
     let fails = async |settings: &Settings, secret: &str| {
         outlets(&[(settings, secret)]).switch("kvm-1", false).await.unwrap_err().code().to_owned()
     };
-    assert_eq!(fails(&pdu.outlet_v3(7), "authenticate-you\nencrypt-me-too").await, "outlet.auth");
-    // There is no outlet 9: it is neither on nor off, and cannot be set.
-    assert_eq!(fails(&pdu.outlet(9), COMMUNITY).await, "outlet.not-applied");
+    // What refuses a wrong password cannot be authenticated, so it may be anybody's and is not listened to.
+    assert_eq!(fails(&pdu.outlet_v3(7), "authenticate-you\nencrypt-me-too").await, "outlet.unreachable");
+    // There is no outlet 9.
+    assert_eq!(fails(&pdu.outlet(9), COMMUNITY).await, "outlet.refused");
     // A wrong community is silence in SNMPv2c.
     assert_eq!(fails(&pdu.outlet(7), "public").await, "outlet.unreachable");
     assert_eq!(pdu.state("7"), "1\n");
@@ -219,8 +220,8 @@ fn a_wrong_outlet_is_refused_when_the_configuration_is_loaded() {
         ("oid = \"1.3.6.1.4.1.318.1.1.12.3.3.1.1.4.7\", on = 1", "oid = \"1.x\", on = 1", "no OID"),
         ("on = 1, off = 2 }", "on = 2, off = 2 }", "the same value"),
         ("on = 1, off = 2 }", "on = 1, off = 2, user = \"a\", privacy = \"rot13\" }", "no cipher"),
-        ("url = \"http://10", "url = \"http://user:pw@10", "a password in a URL"),
-        ("url = \"http://10", "url = \"ftp://10", "not an HTTP URL"),
+        ("http://10.77.3.2:8080", "http://user:pw@10.77.3.2:8080", "a password in a URL"),
+        ("http://10.77.3.2:8080", "ftp://10.77.3.2:8080", "not an HTTP URL"),
         ("name = \"pdu-c1/8\"", "name = \"pdu-c1/7\"", "two [[power.outlets]]"),
         ("webhook = {", "#webhook = {", "one of them"),
     ] {
