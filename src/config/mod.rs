@@ -101,11 +101,14 @@ pub struct Bmc {
     pub console: Console,
     /// In which time every BMC is looked at once: power, sensors, log. 0: none is.
     pub sweep_seconds: u32,
+    /// PEM of the authority that signs the certificates of the site's BMCs. Without one, the first certificate of each is
+    /// kept, and another one refused.
+    pub authority: Option<PathBuf>,
 }
 
 impl Default for Bmc {
     fn default() -> Self {
-        Self { console: Console::default(), sweep_seconds: 60 }
+        Self { console: Console::default(), sweep_seconds: 60, authority: None }
     }
 }
 
@@ -201,7 +204,9 @@ impl Config {
         let scripts = config.boot.overrides.iter_mut().filter_map(|o| o.script.as_mut());
         let installers = config.switches.iter_mut().filter_map(|switch| switch.installer.as_mut());
         let secrets = config.power.outlets.iter_mut().filter_map(|outlet| outlet.secret_file.as_mut());
-        for path in site.into_iter().flatten().chain(scripts).chain(installers).chain(secrets) {
+        for path in
+            site.into_iter().flatten().chain(scripts).chain(installers).chain(secrets).chain(&mut config.bmc.authority)
+        {
             if path.is_relative() {
                 *path = base.join(&path);
             }
