@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::reload::Reload;
 use crate::api::{self, Shared};
 use crate::bmc::Fleet;
+use crate::bmc::redfish::{Authority, Known};
 use crate::bmc::sol::record::{self, Recorder};
 use crate::bmc::sol::{Consoles, Timing};
 use crate::boot::firmware::Files;
@@ -62,7 +63,7 @@ pub async fn run(args: Args) -> Result<()> {
     let initrd = ram::assemble(&cache, &system, &exe)?;
     let seed = SeedFacts { url: config.boot.url.clone(), kernel_floor: config.host.kernel_floor.clone() };
     let recorder = Recorder::start(&state.join("console"), record::Limits::default())?;
-    let fleet = Fleet::new(bmc::Settings::default());
+    let fleet = Fleet::knowing(bmc::Settings::default(), known_bmcs(&config)?);
     let switches = Arc::new(Switches::new(config.switches.clone(), &config.services, &config.boot)?);
     let outlets = super::outlets::open(&config, &db, &seal).await?;
     let site = Site {
@@ -164,6 +165,16 @@ async fn http(listener: TcpListener, router: Router, stop: CancellationToken) ->
 }
 
 /// The socket that was handed over (systemd's protocol: `LISTEN_FDS`), else an own one.
+/// What the BMCs that speak Redfish are believed by.
+fn known_bmcs(config: &Config) -> Result<Known> {
+    let Some(file) = &config.bmc.authority else {
+        return Known::open(&config.site.state.join("bmc-certificates"));
+    };
+    let pem = std::fs::read(file);
+    let pem = pem.or_fail(Kind::Config, "bmc.authority", || format!("{} cannot be read", file.display()))?;
+    Ok(Known::by_authority(Authority::from_pem(&pem)?))
+}
+
 fn people_listener(address: SocketAddr) -> Result<TcpListener> {
     let handed = listenfd::ListenFd::from_env().take_tcp_listener(0).ok().flatten();
     let listener = match handed {

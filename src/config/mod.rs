@@ -103,11 +103,14 @@ pub struct Bmc {
     pub sweep_seconds: u32,
     /// The password of the list is changed, when a machine is enlisted, to one that is generated for it.
     pub own_passwords: bool,
+    /// PEM of the authority that signs the certificates of the site's BMCs. Without one, the first certificate of each is
+    /// kept, and another one refused.
+    pub authority: Option<PathBuf>,
 }
 
 impl Default for Bmc {
     fn default() -> Self {
-        Self { console: Console::default(), sweep_seconds: 60, own_passwords: false }
+        Self { console: Console::default(), sweep_seconds: 60, own_passwords: false, authority: None }
     }
 }
 
@@ -203,7 +206,9 @@ impl Config {
         let scripts = config.boot.overrides.iter_mut().filter_map(|o| o.script.as_mut());
         let installers = config.switches.iter_mut().filter_map(|switch| switch.installer.as_mut());
         let secrets = config.power.outlets.iter_mut().filter_map(|outlet| outlet.secret_file.as_mut());
-        for path in site.into_iter().flatten().chain(scripts).chain(installers).chain(secrets) {
+        for path in
+            site.into_iter().flatten().chain(scripts).chain(installers).chain(secrets).chain(&mut config.bmc.authority)
+        {
             if path.is_relative() {
                 *path = base.join(&path);
             }

@@ -3,13 +3,14 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use rackline::bmc::act::Limits;
+use rackline::bmc::redfish::{Authority, Known};
 use rackline::bmc::{
     Access, Answer, BiosAttributes, BootDevice, BootOverride, Command, Doors, Fleet, Outcome, Power, SetNetwork,
     Settings, Update, UpdateFrom,
@@ -154,7 +155,7 @@ async fn the_same_commands_do_the_same_whatever_the_protocol() {
 struct Sushy {
     child: Child,
     address: SocketAddr,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Drop for Sushy {
@@ -174,15 +175,10 @@ impl Sushy {
         assert!(python.exists(), "`make target/sushy` installs the emulator that this test needs");
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name).display().to_string();
-        let certificate = Process::new("openssl")
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
-            .args(["-subj", "/CN=sushy", "-keyout", &at("key.pem"), "-out", &at("certificate.pem")])
-            .output()
-            .unwrap();
-        assert!(certificate.status.success(), "{}", String::from_utf8_lossy(&certificate.stderr));
+        let address = TcpListener::bind((address(), 0)).unwrap().local_addr().unwrap();
+        certify(dir.path(), address.ip());
         // The password is calvin-lab, hashed by bcrypt with the least cost.
         fs::write(at("users"), "admin:$2b$04$ULEKYKD2Pyx6RI4SHhUgleLolgbFpxiv9NI8Q5GylxOb/zJZLnUNO\n").unwrap();
-        let address = TcpListener::bind((address(), 0)).unwrap().local_addr().unwrap();
         let config = format!(
             "SUSHY_EMULATOR_LISTEN_IP = '{}'\nSUSHY_EMULATOR_LISTEN_PORT = {}\nSUSHY_EMULATOR_SSL_CERT = '{}'\n\
              SUSHY_EMULATOR_SSL_KEY = '{}'\nSUSHY_EMULATOR_AUTH_FILE = '{}'\nSUSHY_EMULATOR_STATE_DIR = '{}'\n\
@@ -208,8 +204,37 @@ impl Sushy {
             assert!(Instant::now() < until, "sushy-emulator does not listen");
             std::thread::sleep(Duration::from_millis(50));
         }
-        Self { child, address, _dir: dir }
+        Self { child, address, dir }
     }
+}
+
+/// `authority.pem`, and `certificate.pem` with `key.pem` that it has signed for this address.
+fn certify(dir: &Path, address: IpAddr) {
+    let openssl = |words: &str| {
+        let made = Process::new("openssl").args(words.split(' ')).current_dir(dir).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!("req -x509 {key} -days 2 -subj /CN=Site -keyout authority.key -out authority.pem"));
+    openssl(&format!("req {key} -subj /CN=BMC -keyout key.pem -out request.pem"));
+    fs::write(dir.join("names"), format!("subjectAltName=IP:{address}\n")).unwrap();
+    let sign = "-CA authority.pem -CAkey authority.key -CAcreateserial -days 2 -extfile names";
+    openssl(&format!("x509 -req -in request.pem {sign} -out certificate.pem"));
+}
+
+#[tokio::test]
+async fn an_authority_of_the_site_is_believed_and_no_other() {
+    let sushy = Sushy::start();
+    let access = access(sushy.address, "admin", "calvin-lab");
+    let authority = |dir: &Path| {
+        let pem = fs::read(dir.join("authority.pem")).unwrap();
+        Fleet::knowing(settings(), Known::by_authority(Authority::from_pem(&pem).unwrap()))
+    };
+    authority(sushy.dir.path()).run(&access, Command::PowerStatus).await.unwrap();
+    let other = tempfile::tempdir().unwrap();
+    certify(other.path(), sushy.address.ip());
+    let error = authority(other.path()).run(&access, Command::PowerStatus).await.unwrap_err();
+    assert_eq!((error.code(), error.kind()), ("bmc.certificate", Kind::Refused), "{error:?}");
 }
 
 #[tokio::test]
@@ -452,6 +477,21 @@ async fn what_does_not_pass_is_named_and_ends_in_time() {
         bench.ok(Command::PowerStatus).await;
     }
     assert!(elsewhere.accept().is_err(), "nothing is asked of another host");
+    let error =
+        Fleet::new(settings()).run(&access(no_tls(), "root", "calvin"), Command::PowerStatus).await.unwrap_err();
+    assert_eq!(error.code(), "bmc.tls", "{error:?}");
+}
+
+/// Something that is no web server: SSH, for one.
+fn no_tls() -> SocketAddr {
+    let listener = TcpListener::bind((address(), 0)).unwrap();
+    let at = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.write_all(b"SSH-2.0-dropbear\r\n");
+        let _ = stream.read(&mut [0; 4096]);
+    });
+    at
 }
 
 #[tokio::test]
@@ -576,24 +616,31 @@ async fn a_task_without_an_end_is_left_at_its_deadline() {
 
 #[tokio::test]
 async fn another_certificate_is_refused_before_the_password_is_sent() {
-    let bench = Bench::start().await;
-    bench.ok(Command::PowerStatus).await;
-    bench.fleet.close().await;
-    let address = bench.bmc.server.address;
-    drop(bench.bmc);
-    let again = Instant::now() + Duration::from_secs(5);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("bmc-certificates");
+    // Each as after a restart of the appliance.
+    let fleet = || Fleet::knowing(settings(), Known::open(&file).unwrap());
+    let Bench { bmc, access, .. } = Bench::start().await;
+    fleet().run(&access, Command::PowerStatus).await.unwrap();
+    let address = bmc.server.address;
+    drop(bmc);
+    let until = Instant::now() + Duration::from_secs(5);
     let other = loop {
         match start(address).await {
             Ok(other) => break other,
-            Err(e) if Instant::now() > again => panic!("{e:?}"),
+            Err(e) if Instant::now() > until => panic!("{e:?}"),
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     };
-    let error = bench.fleet.run(&bench.access, Command::PowerStatus).await.unwrap_err();
+    let later = fleet();
+    let error = later.run(&access, Command::PowerStatus).await.unwrap_err();
     assert_eq!((error.code(), error.kind()), ("bmc.certificate", Kind::Refused), "{error:?}");
+    assert!(error.next_step().unwrap().contains(file.to_str().unwrap()), "{error:?}");
     assert!(other.controls.seen().is_empty(), "{:?}", other.controls.seen());
-    let new = Fleet::new(settings());
-    new.run(&bench.access, Command::PowerStatus).await.unwrap();
+    // A person removes the line, and the same fleet goes on with the certificate that is there now.
+    fs::write(&file, "").unwrap();
+    later.run(&access, Command::PowerStatus).await.unwrap();
+    assert!(fs::read_to_string(&file).unwrap().starts_with(&format!("{address} ")));
 }
 
 #[tokio::test]

@@ -34,6 +34,7 @@ use tokio::sync::{Mutex as Turn, Notify, OwnedMutexGuard, OwnedSemaphorePermit, 
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::act::Limits;
+use super::redfish::Known;
 use super::rmcp::{Pace, Session, whose};
 use super::{Access, Answer, Command, Doors, Protocol};
 use crate::error::{Error, Result};
@@ -105,6 +106,7 @@ pub struct Fleet {
 
 struct Inner {
     settings: Settings,
+    known: Known,
     bmcs: Mutex<HashMap<SocketAddr, Arc<Entry>>>,
     commands: Arc<Semaphore>,
     looks: Arc<Semaphore>,
@@ -165,9 +167,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Fleet {
     pub fn new(settings: Settings) -> Self {
+        Self::knowing(settings, Known::default())
+    }
+
+    /// With what the BMCs that speak Redfish are believed by.
+    pub fn knowing(settings: Settings, known: Known) -> Self {
         let places = || Arc::new(Semaphore::new(settings.parallel));
         let (commands, looks) = (places(), places());
-        let inner = Inner { settings, bmcs: Mutex::default(), commands, looks, kept: Kept::default() };
+        let inner = Inner { settings, known, bmcs: Mutex::default(), commands, looks, kept: Kept::default() };
         Self { inner: Arc::new(inner) }
     }
 
@@ -270,13 +277,13 @@ impl Fleet {
             self.inner.kept.take(at, call.key);
         }
         let deadline = Instant::now() + settings.allowed(command);
-        let reused = slot.enter(call.access, settings, deadline).await?;
+        let reused = slot.enter(call.access, settings, &self.inner.known, deadline).await?;
         let work = async {
             match slot.perform(command, limits).await {
                 // Silence in a session from before says that the BMC has dropped it, or was restarted: once more, in a new
                 // one. Nothing was done yet, since nothing was heard.
                 Err(e) if reused && e.code() == "bmc.unreachable" && !slot.heard() => {
-                    slot.open(call.access, settings, deadline).await?;
+                    slot.open(call.access, settings, &self.inner.known, deadline).await?;
                     slot.perform(command, limits).await
                 }
                 result => result,

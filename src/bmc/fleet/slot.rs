@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Settings;
 use crate::bmc::act::{Limits, perform};
 use crate::bmc::ipmi::{Ipmi, Records};
-use crate::bmc::redfish::{self, Fingerprint, Trust};
+use crate::bmc::redfish::{self, Known};
 use crate::bmc::rmcp::{Session, Suite};
 use crate::bmc::{Access, Answer, Bmc, Command, Protocol};
 use crate::error::{Error, Result};
@@ -21,8 +21,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 pub struct Slot {
     session: Option<(Line, Access)>,
     suite: Option<Suite>,
-    /// The certificate that it proved itself with, and at which address.
-    certificate: Option<(SocketAddr, Fingerprint)>,
     records: Option<Records>,
     logged_in: Option<Instant>,
     /// When the session stands to be looked after, if it is among those that are kept.
@@ -33,7 +31,7 @@ pub struct Slot {
 
 /// A session by either protocol.
 enum Line {
-    Ipmi(Session),
+    Ipmi(Box<Session>),
     Redfish(Box<redfish::Session>),
 }
 
@@ -70,7 +68,13 @@ impl Line {
 impl Slot {
     /// With a session that this access may use: the one from before where it is fresh, or a new one. Says which, `true` for
     /// the former.
-    pub async fn enter(&mut self, access: &Access, settings: &Settings, deadline: Instant) -> Result<bool> {
+    pub async fn enter(
+        &mut self,
+        access: &Access,
+        settings: &Settings,
+        known: &Known,
+        deadline: Instant,
+    ) -> Result<bool> {
         if let Some((session, of)) = &mut self.session
             && of == access
             && session.last_used().elapsed() < settings.idle
@@ -79,12 +83,12 @@ impl Slot {
             return Ok(true);
         }
         self.close().await;
-        self.open(access, settings, deadline).await?;
+        self.open(access, settings, known, deadline).await?;
         Ok(false)
     }
 
     /// A new session, and not sooner after the last one than BMCs stand.
-    pub async fn open(&mut self, access: &Access, settings: &Settings, deadline: Instant) -> Result<()> {
+    pub async fn open(&mut self, access: &Access, settings: &Settings, known: &Known, deadline: Instant) -> Result<()> {
         self.session = None;
         self.wait_to_log_in(settings, deadline).await;
         let line = match access.doors.way() {
@@ -92,13 +96,10 @@ impl Slot {
                 let opened = Session::open(access, address, settings.pace, self.suite, deadline).await;
                 // The suites of a BMC change with its settings and its firmware.
                 self.suite = opened.as_ref().ok().map(Session::suite);
-                Line::Ipmi(opened?)
+                Line::Ipmi(Box::new(opened?))
             }
             Some((Protocol::Redfish, address)) => {
-                let known = self.certificate.filter(|(at, _)| *at == address);
-                let trust = known.map_or(Trust::FirstUse, |(_, certificate)| Trust::Pinned(certificate));
-                let session = redfish::Session::open(access, address, trust, deadline).await?;
-                self.certificate = session.certificate().map(|certificate| (address, certificate));
+                let session = open_redfish(access, address, known, deadline).await?;
                 Line::Redfish(Box::new(session))
             }
             None => return Err(Error::config("bmc.unknown", "a BMC has no address")),
@@ -176,4 +177,28 @@ impl Slot {
             session.close().await;
         }
     }
+}
+
+/// With the certificate that this BMC had before, or, where a person has said that it is gone, with the one it has now.
+async fn open_redfish(
+    access: &Access,
+    address: SocketAddr,
+    known: &Known,
+    deadline: Instant,
+) -> Result<redfish::Session> {
+    let mut opened = redfish::Session::open(access, address, known.trust(address), deadline).await;
+    if let Err(refused) = &opened
+        && refused.code() == "bmc.certificate"
+        && known.was_removed(address)
+    {
+        opened = redfish::Session::open(access, address, known.trust(address), deadline).await;
+    }
+    let session = opened.map_err(|error| match error.code() {
+        "bmc.certificate" => known.explain(error, address),
+        _ => error,
+    })?;
+    if let Some(certificate) = session.certificate() {
+        known.learn(address, certificate);
+    }
+    Ok(session)
 }

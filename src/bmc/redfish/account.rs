@@ -12,7 +12,7 @@ use crate::machine::Secret;
 
 impl Session {
     pub(super) async fn accounts(&mut self) -> Result<Vec<User>> {
-        Ok(self.account_docs().await?.iter().filter_map(|doc| user(doc)).collect())
+        Ok(self.account_docs().await?.iter().filter_map(user).collect())
     }
 
     pub(super) async fn change_password(&mut self, user: &str, password: &Secret) -> Result<()> {

@@ -12,6 +12,7 @@
 //!
 //! Credentials are put in by [`super::session`]; the certificate is checked by [`super::tls`].
 
+use std::error::Error as StdError;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -397,7 +398,11 @@ impl Http {
             return Broken { error: error.because(e), again: false };
         }
         if e.is_connect() {
-            let error = if tls_fault(&e) { self.no_tls(e) } else { self.silent(start, Some(e)) };
+            let error = match tls_fault(&e) {
+                Some(Tls::Certificate) => self.untrusted(e),
+                Some(Tls::Other) => self.no_tls(e),
+                None => self.silent(start, Some(e)),
+            };
             return Broken { error, again: false };
         }
         Broken { error: self.interrupted(call, BROKE, Some(e)), again: true }
@@ -426,6 +431,13 @@ impl Http {
     fn late(&self, call: &Call, what: &str) -> Error {
         Error::unreachable("bmc.late", format!("{} {what} {} {}", self.whose, call.method, call.path))
             .hint("ask again; if this lasts, reset the BMC")
+    }
+
+    fn untrusted(&self, e: reqwest::Error) -> Error {
+        let message = format!("{} shows a certificate that the site's authority has not given to it", self.whose);
+        Error::refused("bmc.certificate", message)
+            .because(e.without_url())
+            .hint("give the BMC a certificate of that authority for its address")
     }
 
     fn no_tls(&self, e: reqwest::Error) -> Error {
@@ -462,17 +474,27 @@ pub fn retry_after(value: &str, now: SystemTime) -> Duration {
     wait.clamp(AGAIN, Duration::from_secs(3600))
 }
 
+enum Tls {
+    Certificate,
+    Other,
+}
+
 /// Whether the connection failed in TLS and not before it.
-fn tls_fault(e: &reqwest::Error) -> bool {
-    let mut next = std::error::Error::source(e);
+fn tls_fault(e: &reqwest::Error) -> Option<Tls> {
+    let mut next = e.source();
     while let Some(cause) = next {
-        let inner = cause.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref());
-        if cause.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
-            return true;
+        match within(cause) {
+            Some(rustls::Error::InvalidCertificate(_)) => return Some(Tls::Certificate),
+            Some(_) => return Some(Tls::Other),
+            None => next = cause.source(),
         }
-        next = cause.source();
     }
-    false
+    None
+}
+
+/// An I/O error does not have what it wraps as its source.
+fn within<'a>(cause: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
+    cause.downcast_ref().or_else(|| within(cause.downcast_ref::<std::io::Error>()?.get_ref()?))
 }
 
 #[cfg(test)]

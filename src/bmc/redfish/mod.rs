@@ -20,6 +20,7 @@ mod find;
 mod firmware;
 mod http;
 mod inventory;
+mod known;
 mod log;
 mod network;
 mod power;
@@ -30,6 +31,7 @@ mod task;
 mod tls;
 mod upload;
 
+pub use known::Known;
 pub use session::Session;
 pub use tls::{Authority, Fingerprint, Trust};
 

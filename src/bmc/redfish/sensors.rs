@@ -82,10 +82,13 @@ fn sensor(doc: &Value) -> Option<Sensor> {
     let kind = doc.text("ReadingType").unwrap_or_default();
     let bound = |name: &str| doc.property("Thresholds")?.property(name)?.number("Reading");
     let value = doc.number("Reading");
-    let bounds = Bounds {
-        fatal: (bound("LowerFatal"), bound("UpperFatal")),
-        critical: (bound("LowerCritical"), bound("UpperCritical")),
-        warning: (bound("LowerCaution"), bound("UpperCaution")),
+    let limits = SensorLimits {
+        lower_warning: bound("LowerCaution"),
+        lower_critical: bound("LowerCritical"),
+        lower_fatal: bound("LowerFatal"),
+        upper_warning: bound("UpperCaution"),
+        upper_critical: bound("UpperCritical"),
+        upper_fatal: bound("UpperFatal"),
     };
     Some(Sensor {
         name: name(doc)?,
@@ -95,9 +98,9 @@ fn sensor(doc: &Value) -> Option<Sensor> {
         },
         value,
         unit: unit(&doc.text("ReadingUnits").unwrap_or_default()),
-        level: level(doc, value, &bounds),
+        level: level(doc, value, &limits),
         states: Vec::new(),
-        limits: bounds.limits(),
+        limits,
     })
 }
 
@@ -108,19 +111,22 @@ fn old(entry: &Value, kind: &str, unit: &str, reading: &str) -> Option<Sensor> {
     }
     let value = entry.number(reading);
     let bound = |name: &str| entry.number(name);
-    let bounds = Bounds {
-        fatal: (bound("LowerThresholdFatal"), bound("UpperThresholdFatal")),
-        critical: (bound("LowerThresholdCritical"), bound("UpperThresholdCritical")),
-        warning: (bound("LowerThresholdNonCritical"), bound("UpperThresholdNonCritical")),
+    let limits = SensorLimits {
+        lower_warning: bound("LowerThresholdNonCritical"),
+        lower_critical: bound("LowerThresholdCritical"),
+        lower_fatal: bound("LowerThresholdFatal"),
+        upper_warning: bound("UpperThresholdNonCritical"),
+        upper_critical: bound("UpperThresholdCritical"),
+        upper_fatal: bound("UpperThresholdFatal"),
     };
     Some(Sensor {
         name: name(entry)?,
         kind: kind.to_owned(),
         value,
         unit: unit.to_owned(),
-        level: level(entry, value, &bounds),
+        level: level(entry, value, &limits),
         states: Vec::new(),
-        limits: bounds.limits(),
+        limits,
     })
 }
 
@@ -147,32 +153,16 @@ fn unit(code: &str) -> String {
     .to_owned()
 }
 
-/// Lower and upper.
-struct Bounds {
-    fatal: (Option<f64>, Option<f64>),
-    critical: (Option<f64>, Option<f64>),
-    warning: (Option<f64>, Option<f64>),
-}
-
-impl Bounds {
-    fn limits(&self) -> SensorLimits {
-        SensorLimits {
-            lower_warning: self.warning.0,
-            lower_critical: self.critical.0,
-            lower_fatal: self.fatal.0,
-            upper_warning: self.warning.1,
-            upper_critical: self.critical.1,
-            upper_fatal: self.fatal.1,
-        }
-    }
-}
-
 /// The worse of what the thresholds and the BMC's own judgement say; `None` where neither says anything.
-fn level(of: &Value, value: Option<f64>, bounds: &Bounds) -> Option<Level> {
+fn level(of: &Value, value: Option<f64>, limits: &SensorLimits) -> Option<Level> {
     let beyond = |(lower, upper): (Option<f64>, Option<f64>), value: f64| {
         lower.is_some_and(|lower| value <= lower) || upper.is_some_and(|upper| value >= upper)
     };
-    let ranks = [(bounds.fatal, Level::Fatal), (bounds.critical, Level::Critical), (bounds.warning, Level::Warning)];
+    let ranks = [
+        ((limits.lower_fatal, limits.upper_fatal), Level::Fatal),
+        ((limits.lower_critical, limits.upper_critical), Level::Critical),
+        ((limits.lower_warning, limits.upper_warning), Level::Warning),
+    ];
     let known = ranks.iter().any(|(bound, _)| bound.0.is_some() || bound.1.is_some());
     let by_value = value
         .filter(|_| known)

@@ -6,6 +6,7 @@
 //! gives its BMCs certificates of its own names the authority, and then chain and name are checked as everywhere.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_lc_rs::digest;
@@ -15,13 +16,11 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs as provider, verify_tls12_signatu
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, OrFail, Result};
 
 /// SHA-256 of a certificate in DER, as browsers and `openssl x509 -fingerprint -sha256` show it.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
@@ -36,6 +35,16 @@ impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pairs: Vec<String> = self.0.iter().map(|b| format!("{b:02X}")).collect();
         f.write_str(&pairs.join(":"))
+    }
+}
+
+impl FromStr for Fingerprint {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let bytes: Vec<u8> =
+            text.trim().split(':').map(|pair| u8::from_str_radix(pair, 16)).collect::<Result<_, _>>().map_err(drop)?;
+        Ok(Self(bytes.try_into().map_err(drop)?))
     }
 }
 
