@@ -6,6 +6,7 @@ mod bmc;
 mod boot;
 pub mod client;
 pub mod console;
+pub mod firmware;
 pub mod health;
 mod machines;
 mod problem;
@@ -62,6 +63,8 @@ pub fn people(shared: Shared) -> Router {
         .route("/api/v1/bmc/found", get(bmc::found))
         .route("/api/v1/machines/{machine}/bmc/{what}", get(bmc::look).post(bmc::act))
         .route("/api/v1/bmc/personalities", get(bmc::personalities))
+        .route("/api/v1/machines/{machine}/firmware", get(firmware::machine))
+        .route("/api/v1/firmware", get(firmware::stock))
         .route("/api/v1/boot", get(boot::status))
         .route("/api/v1/boot/explain/{mac}", get(boot::explain))
         .route("/api/v1/images", get(machines::images))

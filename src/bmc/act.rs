@@ -64,8 +64,9 @@ pub async fn perform<B: Bmc>(bmc: &mut B, command: &Command, limits: &Limits) ->
         }
         Command::Bios => Ok(Answer::Bios(bmc.bios().await?)),
         Command::SetBios { attributes } => set_bios(bmc, attributes).await,
-        Command::BootOrder => Ok(Answer::BootOrder { order: bmc.boot_order().await? }),
+        Command::BootOrder => Ok(Answer::BootOrder { order: bmc.boot_order().await?, names: bmc.boot_names().await? }),
         Command::SetBootOrder { order } => set_boot_order(bmc, order).await,
+        Command::Updating => Ok(Answer::Updating { busy: bmc.updating().await? }),
         Command::Components => Ok(Answer::Components { components: bmc.components().await? }),
         Command::Update(update) => {
             bmc.update(update).await?;

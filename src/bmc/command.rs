@@ -300,6 +300,8 @@ pub enum Command {
     Components,
     /// Ends when the BMC says that the image is in place; what is there then, [`Command::Components`] tells.
     Update(Update),
+    /// Whether the BMC writes firmware at this moment, whoever told it to.
+    Updating,
 }
 
 /// What came of a command; kept as an event.
@@ -354,9 +356,15 @@ pub enum Answer {
     Bios(Bios),
     BootOrder {
         order: Vec<String>,
+        /// What the entries are, where the BMC tells: `PXE Device 1: Integrated NIC 1`.
+        #[serde(default)]
+        names: BTreeMap<String, String>,
     },
     Components {
         components: Vec<Component>,
+    },
+    Updating {
+        busy: bool,
     },
     /// Of what has no more to tell: `what` as a part of a sentence.
     Done {

@@ -19,6 +19,7 @@ pub mod rmcp;
 pub mod sol;
 pub mod sweep;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 
@@ -188,6 +189,11 @@ pub trait Bmc: Send {
         async move { Err(refused) }
     }
 
+    /// What the entries of the boot order are; empty where the BMC does not tell.
+    fn boot_names(&mut self) -> impl Future<Output = Result<BTreeMap<String, String>>> + Send {
+        async { Ok(BTreeMap::new()) }
+    }
+
     fn set_boot_order(&mut self, _order: &[String]) -> impl Future<Output = Result<()>> + Send {
         let refused = unsupported(self.whose(), "to change the boot order");
         async move { Err(refused) }
@@ -195,6 +201,11 @@ pub trait Bmc: Send {
 
     fn components(&mut self) -> impl Future<Output = Result<Vec<Component>>> + Send {
         let refused = unsupported(self.whose(), "its firmware versions");
+        async move { Err(refused) }
+    }
+
+    fn updating(&mut self) -> impl Future<Output = Result<bool>> + Send {
+        let refused = unsupported(self.whose(), "to tell what it is doing");
         async move { Err(refused) }
     }
 

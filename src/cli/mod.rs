@@ -6,6 +6,7 @@ mod boot;
 mod reload;
 mod remote;
 mod console;
+mod firmware;
 mod fleet;
 mod image;
 mod import;
@@ -44,6 +45,8 @@ enum Command {
     Bmc(bmc::Args),
     /// The serial console of a machine: live, or what was recorded of it.
     Console(console::Args),
+    /// See and keep what firmware and settings machines are to have.
+    Firmware(firmware::Args),
     /// See how a machine boots from the network.
     Boot(boot::Args),
     /// See which machine has how much of which image, and from whom.
@@ -66,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Machine(args) => block_on(machine::run(args)),
         Command::Bmc(args) => block_on(bmc::run(args)),
         Command::Console(args) => block_on(console::run(args)),
+        Command::Firmware(args) => block_on(firmware::run(args)),
         Command::Boot(args) => block_on(boot::run(args)),
         Command::Swarm(args) => block_on(swarm::run(args)),
         Command::Switch(args) => block_on(switch::run(args)),

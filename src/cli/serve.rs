@@ -26,6 +26,7 @@ use crate::console;
 use crate::engine::consoles::{self, Recorded};
 use crate::engine::{About, Engine, SeedFacts, Site};
 use crate::error::{Error, Kind, OrFail, Result};
+use crate::firmware::Depot;
 use crate::httpd::{self, Limits, Server};
 use crate::image::{Cache, Library, PublicKey, RamSystem, ram};
 use crate::lifecycle::{BmcAccount, Event, Expectation, SwitchPort};
@@ -66,12 +67,18 @@ pub async fn run(args: Args) -> Result<()> {
     let fleet = Fleet::knowing(bmc::Settings::default(), known_bmcs(&config)?);
     let switches = Arc::new(Switches::new(config.switches.clone(), &config.services, &config.boot)?);
     let outlets = super::outlets::open(&config, &db, &seal).await?;
+    let firmware = &config.firmware;
+    let secret = seal.derive("firmware bundles");
+    let depot = Depot::new(firmware.baselines.clone(), config.bundles(), firmware.apply, &config.boot.url, secret);
+    // A fault of theirs is to show now, and not when a machine is commissioned.
+    depot.baselines()?;
     let site = Site {
         db: db.clone(),
         outlets,
         seal,
         key,
         fleet: fleet.clone(),
+        firmware: depot.clone(),
         seed,
         boot_limit: config.boot.boot_limit,
         switches: switches.clone(),
@@ -125,7 +132,10 @@ pub async fn run(args: Args) -> Result<()> {
     let router = router.merge(api::swarm::agents(swarms.clone()));
     let router = router.merge(switch::http::router(switches));
     let router = torrents.into_iter().fold(router, |router, torrents| router.merge(api::torrent::router(torrents)));
-    let find = move |path: &str| boot_site.file(path).map(Path::to_owned).or_else(|| api::image_file(&images, path));
+    let find = move |path: &str| {
+        let boot = boot_site.file(path).map(Path::to_owned);
+        boot.or_else(|| api::image_file(&images, path)).or_else(|| depot.file(path))
+    };
     let for_machines = Server::new(find, router, Limits::default(), web, stop.clone());
     let consoles_site = api::console::Site { engine: engine.clone(), consoles: consoles.clone() };
     let for_people = api::people(shared).merge(api::swarm::people(swarms)).merge(api::console::people(consoles_site));

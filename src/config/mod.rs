@@ -32,6 +32,8 @@ pub struct Config {
     pub power: Power,
     #[serde(default)]
     pub bmc: Bmc,
+    #[serde(default)]
+    pub firmware: Firmware,
     /// What every switch is told besides its own entry.
     #[serde(default)]
     pub services: Services,
@@ -169,6 +171,24 @@ impl Default for Swarm {
     }
 }
 
+/// Firmware and settings of the machines.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Firmware {
+    /// Whether machines are brought to their baseline when they are commissioned. Otherwise what differs is told.
+    pub apply: bool,
+    /// Folder of the site's own baselines, which go before those built in.
+    pub baselines: Option<PathBuf>,
+    /// Folder of the firmware images; `firmware` in the state folder if not given.
+    pub bundles: Option<PathBuf>,
+}
+
+impl Default for Firmware {
+    fn default() -> Self {
+        Self { apply: true, baselines: None, bundles: None }
+    }
+}
+
 /// What every delivered host has to meet.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -203,12 +223,12 @@ impl Config {
         })?;
         let base = path.parent().unwrap_or(Path::new("."));
         let site = [Some(&mut config.site.state), config.site.cache.as_mut(), config.site.expected.as_mut()];
+        let firmware = [config.firmware.baselines.as_mut(), config.firmware.bundles.as_mut()];
         let scripts = config.boot.overrides.iter_mut().filter_map(|o| o.script.as_mut());
         let installers = config.switches.iter_mut().filter_map(|switch| switch.installer.as_mut());
         let secrets = config.power.outlets.iter_mut().filter_map(|outlet| outlet.secret_file.as_mut());
-        for path in
-            site.into_iter().flatten().chain(scripts).chain(installers).chain(secrets).chain(&mut config.bmc.authority)
-        {
+        let secrets = secrets.chain(&mut config.bmc.authority);
+        for path in site.into_iter().chain(firmware).flatten().chain(scripts).chain(installers).chain(secrets) {
             if path.is_relative() {
                 *path = base.join(&path);
             }
@@ -216,6 +236,11 @@ impl Config {
         // A template's fault is to show now, and not when the machine asks for its script.
         Scripts::new(&config.boot, "00")?;
         Ok(config)
+    }
+
+    /// Where firmware images are kept.
+    pub fn bundles(&self) -> PathBuf {
+        self.firmware.bundles.clone().unwrap_or_else(|| self.site.state.join("firmware"))
     }
 
     /// From text; relative paths stay as they are.

@@ -2,7 +2,7 @@
 
 use super::Engine;
 use super::password::{own_secret, short};
-use crate::bmc::{Access, Answer, Command, Doors};
+use crate::bmc::{Access, Answer, Command, Doors, Protocol};
 use crate::error::{Error, Result};
 use crate::lifecycle::{BmcAccount, BmcPassword, Machine, OWN_BMC_USER};
 use crate::machine::{PowerAction, Secret};
@@ -13,6 +13,8 @@ pub enum Door {
     First,
     /// IPMI where Redfish goes first, and the other way round.
     Other,
+    /// Redfish where there is one: for what IPMI has no words for.
+    Redfish,
 }
 
 impl Engine {
@@ -78,6 +80,7 @@ impl Engine {
         })?;
         let doors = match door {
             Door::First => doors(account),
+            Door::Redfish => Doors { first: Protocol::Redfish, ..doors(account) },
             Door::Other => doors(account).other().ok_or_else(|| {
                 Error::conflict("bmc.one-door", "its BMC is known by one interface only")
                     .hint("name both in the list of expected machines: 10.0.0.7 https://10.0.0.7")

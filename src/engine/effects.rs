@@ -90,6 +90,7 @@ impl Effects {
             Action::NetworkBoot => self.network_boot(machine).await,
             Action::Power { power } => self.step(machine, Door::First, Step::Power(*power)).await,
             Action::Climb(climb) => self.climb(machine, climb).await,
+            Action::Baseline => return self.baseline(machine.id).await,
         };
         match outcome {
             Ok(answer) => Event::ActionDone { action, answer },
@@ -100,7 +101,7 @@ impl Effects {
         }
     }
 
-    async fn network_boot(&self, machine: &Machine) -> Result<serde_json::Value> {
+    pub(super) async fn network_boot(&self, machine: &Machine) -> Result<serde_json::Value> {
         let set = self.step(machine, Door::First, Step::BootNetwork { persistent: false }).await?;
         let power = self.step(machine, Door::First, Step::Power(PowerAction::Cycle)).await?;
         Ok(serde_json::json!({ "boot": set, "power": power }))

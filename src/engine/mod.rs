@@ -4,6 +4,7 @@
 //! writes events, states, outbox and settled actions in one transaction (`turn`); what is acknowledged is on disk. Actions are
 //! carried out after that (`effects`), and their results come in again as events. Questions are answered from memory.
 
+mod baseline;
 mod bmc;
 mod climb;
 pub mod consoles;
@@ -31,6 +32,7 @@ use crate::bmc::Fleet;
 use crate::bmc::sweep::Sweep;
 use crate::boot::switch::Switches;
 use crate::error::{Error, Result};
+use crate::firmware::Depot;
 use crate::image::sign::SigningKey;
 use crate::lifecycle::{Event, Machine, Millis};
 use crate::link::{Issued, Mode, Progress};
@@ -76,6 +78,7 @@ pub struct Site {
     pub key: SigningKey,
     pub fleet: Fleet,
     pub outlets: Outlets,
+    pub firmware: Depot,
     pub seed: SeedFacts,
     /// Network boots in one state after which a machine is held.
     pub boot_limit: u32,
@@ -194,6 +197,10 @@ impl Engine {
 
     pub fn db(&self) -> &Db {
         &self.inner.site.db
+    }
+
+    pub fn firmware(&self) -> &Depot {
+        &self.inner.site.firmware
     }
 
     pub fn switches(&self) -> &Switches {

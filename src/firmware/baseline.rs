@@ -206,6 +206,18 @@ impl Baseline {
         })
     }
 
+    /// What it wants, a few words each.
+    pub fn wants(&self) -> Vec<String> {
+        let settings = self.settings.iter().map(|s| format!("{} {}", s.meaning, s.value));
+        let attributes = self.attributes.iter().map(|(name, value)| format!("{name} {}", super::plan::text(value)));
+        let order = self.network_first.then(|| "network first".to_owned());
+        let firmware = self.firmware.iter().map(|w| match &w.named {
+            Some(named) => format!("{} firmware of {named}: {}", w.part, w.version),
+            None => format!("{} firmware: {}", w.part, w.version),
+        });
+        settings.chain(attributes).chain(order).chain(firmware).collect()
+    }
+
     pub fn fits_model(&self, model: &str) -> bool {
         self.models.iter().any(|pattern| fits(pattern, model))
     }

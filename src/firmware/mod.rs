@@ -12,11 +12,14 @@
 
 pub mod baseline;
 pub mod bundle;
+pub mod depot;
 pub mod names;
 pub mod plan;
 pub mod progress;
 pub mod version;
+pub mod visit;
 
 pub use baseline::{Baseline, Baselines, Part};
 pub use bundle::{Bundle, Bundles};
+pub use depot::Depot;
 pub use plan::{Plan, Seen, Step, plan};

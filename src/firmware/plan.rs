@@ -1,7 +1,7 @@
 //! What has to be done for a machine to be as its baseline wants it: pure, from what is seen and which bundles there are. The BMC
 //! comes first, since its restart costs the host nothing; whatever waits for the next boot shares one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -21,6 +21,8 @@ pub struct Seen {
     pub components: Option<Vec<Component>>,
     pub bios: Option<Bios>,
     pub boot_order: Option<Vec<String>>,
+    /// What the entries of the boot order are, where the BMC tells.
+    pub boot_names: BTreeMap<String, String>,
     /// Whether the BMC writes firmware right now, where it tells.
     pub updating: Option<bool>,
 }
@@ -166,7 +168,8 @@ pub fn plan(baseline: &Baseline, model: &str, seen: &Seen, inventory: Option<&In
     });
     steps.extend(settings(baseline, seen.bios.as_ref(), &mut findings));
     if baseline.network_first {
-        steps.extend(seen.boot_order.as_deref().and_then(|order| boot_order(order, &mut findings)));
+        let order = seen.boot_order.as_deref().unwrap_or_default();
+        steps.extend(boot_order(order, &seen.boot_names, &mut findings));
     }
     if steps.iter().any(Step::needs_boot) {
         steps.push(Step::Reboot);
@@ -441,28 +444,29 @@ fn change(bios: &Bios, meaning: Option<&str>, attribute: Attribute, why: &Option
 }
 
 /// The network's entries before all others, else as it is. Entries whose names say nothing stay where they are.
-fn boot_order(order: &[String], findings: &mut Vec<Finding>) -> Option<Step> {
+fn boot_order(order: &[String], names: &BTreeMap<String, String>, findings: &mut Vec<Finding>) -> Option<Step> {
+    let named = |entry: &String| names.get(entry).map_or_else(|| entry.clone(), |name| format!("{entry} ({name})"));
     let first = order.first()?;
-    if is_network(first) {
+    if is_network(&named(first)) {
         return None;
     }
-    let (mut network, rest): (Vec<String>, Vec<String>) = order.iter().cloned().partition(|entry| is_network(entry));
+    let (mut network, rest): (Vec<String>, Vec<String>) = order.iter().cloned().partition(|e| is_network(&named(e)));
     if network.is_empty() {
         findings.push(Finding {
             what: "the first boot entry".into(),
             expected: "the network".into(),
-            found: first.clone(),
+            found: named(first),
             cause: "none of the boot entries says that it is the network: switch on PXE for the card".into(),
         });
         return None;
     }
     network.extend(rest);
-    Some(Step::BootOrder { order: network, first_now: first.clone() })
+    Some(Step::BootOrder { order: network, first_now: named(first) })
 }
 
 fn is_network(entry: &str) -> bool {
     let entry = entry.to_lowercase();
-    ["pxe", "network", "nic.", "ethernet", "ipv4", "ipv6", "uefihttp", "httpdevice"].iter().any(|w| entry.contains(w))
+    ["pxe", "network", "nic ", "nic.", "ethernet", "ipv4(", "ipv6(", "http"].iter().any(|w| entry.contains(w))
 }
 
 /// A value as people write it: words without quotation marks.

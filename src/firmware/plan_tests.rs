@@ -13,7 +13,12 @@ fn r750() -> Seen {
     Seen {
         components: serde_json::from_value(told["components"].take()).unwrap(),
         bios: serde_json::from_value(told["bios"].take()).unwrap(),
-        boot_order: Some(vec!["PXE Device 1: Integrated NIC 1".into(), "Disk in Bay 2".into()]),
+        boot_order: Some(vec!["Boot0003".into(), "Boot0001".into()]),
+        boot_names: [
+            ("Boot0001".into(), "ubuntu HD(1,GPT,6634D938-1211-4F7A-89C6-A35A60BE1E4A)".into()),
+            ("Boot0003".into(), "HTTP Device 1: NIC in Slot 5 Port 1".into()),
+        ]
+        .into(),
         updating: Some(false),
     }
 }
@@ -79,7 +84,7 @@ fn as_delivered_it_saves_power_and_one_reboot_mends_it_all() {
         [
             "BIOS firmware 1.8.2 -> 1.15.2",
             "settings: power-profile (SysProfile) PerfPerWattOptimizedDapc -> PerfOptimized, smt (LogicalProc) Disabled -> Enabled",
-            "boot order: the network before Disk in Bay 2",
+            "boot order: the network before Boot0001 (ubuntu HD(1,GPT,6634D938-1211-4F7A-89C6-A35A60BE1E4A))",
             "reboot",
         ]
     );

@@ -96,6 +96,7 @@ impl Machine {
             components: Some(vec![part("BMC", self.versions[0]), part("BIOS", self.versions[1])]),
             bios: Some(bios),
             boot_order: None,
+            boot_names: Default::default(),
             updating: Some(false),
         }
     }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::baseline::BaselineNews;
 use super::cabling::{SeenPort, SwitchPort};
 use super::ladder::{Climb, Means};
 use crate::link::{Mode, Outcome, Problem};
@@ -82,6 +83,8 @@ pub enum Event {
     PassportSigned {
         passport: serde_json::Value,
     },
+    /// A look at its firmware and settings, and what is done about them.
+    Baseline(BaselineNews),
     /// What it says of itself contradicts what is known: a serial number that another machine has, or not the expected one.
     Misidentified {
         problem: Problem,
@@ -117,6 +120,7 @@ impl Event {
             Event::ActionDone { .. } => "action_done",
             Event::ActionFailed { .. } => "action_failed",
             Event::PassportSigned { .. } => "passport_signed",
+            Event::Baseline(_) => "baseline",
             Event::Misidentified { .. } => "misidentified",
             Event::Climbing(_) => "climbing",
             Event::Due { .. } => "due",
@@ -155,6 +159,7 @@ impl Event {
             Event::ActionDone { action, .. } => format!("{action}: done"),
             Event::ActionFailed { action, problem } => format!("{action}: failed: {}", problem.title),
             Event::PassportSigned { .. } => "passport signed".into(),
+            Event::Baseline(news) => news.sentence.clone(),
             Event::Misidentified { problem } => problem.title.clone(),
             Event::Climbing(climb) => {
                 let skipped = match climb.skipped.as_slice() {
@@ -267,6 +272,8 @@ pub enum Action {
     Climb(Climb),
     /// The password that the BMC came with, for a generated one.
     ChangeBmcPassword,
+    /// Brings firmware and settings to the baseline of the model: looks, does what is next, and looks again until it is there.
+    Baseline,
     SignPassport,
 }
 
@@ -277,6 +284,7 @@ impl std::fmt::Display for Action {
             Action::Power { power } => write!(f, "power {power}"),
             Action::Climb(climb) => write!(f, "{climb}"),
             Action::ChangeBmcPassword => f.write_str("give the BMC a password of its own"),
+            Action::Baseline => f.write_str("firmware baseline"),
             Action::SignPassport => f.write_str("sign the passport"),
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::baseline::Baseline;
 use super::cabling::{SeenPort, SwitchPort};
 use super::event::{BmcAccount, Order};
 use super::ladder::Ladder;
@@ -41,6 +42,9 @@ pub struct Machine {
     pub agent: Option<AgentSeen>,
     pub inventory: Option<Arc<Inventory>>,
     pub measured: Vec<Measured>,
+    /// Its firmware and settings, since it was last commissioned.
+    #[serde(default)]
+    pub baseline: Option<Baseline>,
     pub order: Option<Order>,
     /// The disk that this deployment writes, once it is chosen.
     pub target: Option<String>,
@@ -171,6 +175,7 @@ impl Machine {
             agent: None,
             inventory: None,
             measured: Vec::new(),
+            baseline: None,
             order: None,
             target: None,
             deployed: None,
@@ -195,6 +200,11 @@ impl Machine {
         self.deadline
     }
 
+    /// The firmware baseline while it is being brought about.
+    pub fn baseline_running(&self) -> Option<&Baseline> {
+        self.baseline.as_ref().filter(|b| !b.done && self.state == State::Commissioning)
+    }
+
     pub fn agent_mode(&self) -> Option<Mode> {
         self.agent.as_ref().map(|a| a.mode)
     }
@@ -216,6 +226,9 @@ impl Machine {
             let climb = self.ladder.current.as_ref().map_or(String::new(), |climb| format!("; {climb}"));
             Some(Waiting { reason: format!("{reason}{climb}"), deadline: self.deadline })
         };
+        if let Some(baseline) = self.baseline_running() {
+            return here(&baseline.doing);
+        }
         match (&self.state, self.agent_mode()) {
             (State::Expected, _) if self.deadline.is_none() => here("not powered on yet"),
             (State::Expected, _) => here("powered on; no DHCP request yet"),

@@ -140,6 +140,9 @@ pub fn task(machine: &Machine, mode: Mode) -> Task {
     let wait = |reason: &str| Task::Wait { reason: reason.to_owned() };
     match (&machine.state, mode) {
         (State::Expected | State::Seen | State::Enlisted, _) => wait("the machine is being enlisted"),
+        (State::Commissioning, Mode::Ram) if machine.baseline_running().is_some() => {
+            wait("its firmware and settings are brought to their baseline")
+        }
         (State::Commissioning, Mode::Ram) => Task::Commission,
         (State::Ready | State::Allocated, Mode::Ram) => wait("ready for an order"),
         (State::Deploying, Mode::Ram) => Task::Deploy,
@@ -165,6 +168,7 @@ pub fn still_wanted(machine: &Machine, action: &Action, decided_at: Millis) -> b
         // Begun or not: `ladder::Step::again` says what may still be done of one that has begun.
         Action::Climb(climb) => machine.ladder.current.as_ref() == Some(climb),
         Action::ChangeBmcPassword => machine.bmc_password == BmcPassword::Wanted,
+        Action::Baseline => machine.baseline_running().is_some(),
         Action::SignPassport => matches!(machine.state, State::Verifying),
     }
 }

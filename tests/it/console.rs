@@ -371,6 +371,7 @@ impl Appliance {
             key: SigningKey::load_or_create(&at.join("signing.key")).unwrap(),
             fleet: fleet.clone(),
             outlets: Default::default(),
+            firmware: Default::default(),
             seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
             boot_limit: 6,
             switches: Default::default(),

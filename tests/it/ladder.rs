@@ -38,6 +38,7 @@ async fn start_with(dir: &Path, outlets: Outlets) -> (Engine, CancellationToken)
         key: SigningKey::load_or_create(&dir.join("signing.key")).unwrap(),
         fleet: Fleet::new(Settings::default()),
         outlets,
+        firmware: Default::default(),
         seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
         boot_limit: 6,
         switches: Default::default(),

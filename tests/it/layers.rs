@@ -25,8 +25,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("swarm", &["count", "image", "link"]),
     ("handoff", &["image", "lifecycle", "link"]),
     ("agent", &["image", "ipmi", "link", "swarm"]),
-    ("engine", &["bmc", "boot", "handoff", "image", "lifecycle", "link", "outlet", "store", "template"]),
-    ("api", &["bmc", "boot", "engine", "httpd", "image", "lifecycle", "link", "swarm"]),
+    ("engine", &["bmc", "boot", "firmware", "handoff", "image", "lifecycle", "link", "outlet", "store", "template"]),
+    ("api", &["bmc", "boot", "engine", "firmware", "httpd", "image", "lifecycle", "link", "swarm"]),
     ("console", &["api", "engine"]),
     ("lab", &["agent", "api", "config", "image", "link", "template"]),
     (
@@ -39,6 +39,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "config",
             "console",
             "engine",
+            "firmware",
             "httpd",
             "image",
             "ipmi",

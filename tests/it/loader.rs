@@ -47,6 +47,7 @@ pub async fn engine(dir: &Path) -> Engine {
         key: SigningKey::load_or_create(&dir.join("signing.key")).unwrap(),
         fleet: Fleet::new(Settings::default()),
         outlets: Default::default(),
+        firmware: Default::default(),
         seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
         boot_limit: 6,
         switches: Arc::default(),

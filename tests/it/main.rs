@@ -1,6 +1,7 @@
 //! Tests against real peers: one binary, one module per subject. Those that need root, QEMU or built images say so.
 
 mod agent;
+mod baseline;
 mod bmc;
 mod bmc_api;
 mod bmc_data;

@@ -295,6 +295,8 @@ async fn what_the_bmc_knows_is_read() {
     assert!(components.iter().any(|c| c.id == "BIOS" && c.updateable && c.version.is_some()), "{components:?}");
     let Answer::Parts { parts } = bench.ok(Command::Parts).await else { panic!() };
     assert_eq!(parts[0].fields["product.serial"], "LW77S00099");
+    let Answer::Updating { busy } = bench.ok(Command::Updating).await else { panic!() };
+    assert!(!busy);
     let Answer::Bios(bios) = bench.ok(Command::Bios).await else { panic!() };
     assert!(!bios.now.is_empty() && bios.pending.is_empty(), "{bios:?}");
     assert_eq!(bench.sessions(), 1, "one session for all of it");
@@ -340,10 +342,11 @@ async fn settings_are_changed_and_shown() {
     let Answer::Network(network) = bench.ok(Command::Network).await else { panic!() };
     assert_eq!(network.ntp, Some(servers));
 
-    let Answer::BootOrder { order } = bench.ok(Command::BootOrder).await else { panic!() };
+    let Answer::BootOrder { order, names } = bench.ok(Command::BootOrder).await else { panic!() };
+    assert!(names["Boot0001"].contains("PXE") && names["Boot0001"].contains("IPv4("), "{names:?}");
     let last = order.last().unwrap().clone();
     bench.ok(Command::SetBootOrder { order: vec![last.clone()] }).await;
-    let Answer::BootOrder { order: now } = bench.ok(Command::BootOrder).await else { panic!() };
+    let Answer::BootOrder { order: now, .. } = bench.ok(Command::BootOrder).await else { panic!() };
     assert_eq!((now[0].as_str(), now.len()), (last.as_str(), order.len()));
     assert_eq!(bench.code(Command::SetBootOrder { order: vec!["Boot9999".into()] }).await, "bmc.boot-entry");
 
@@ -699,8 +702,9 @@ async fn a_real_dell_r750_is_read_completely() {
     let Answer::Components { components } = run(Command::Components).await else { panic!() };
     let bios: Vec<_> = components.iter().filter(|c| c.name == "BIOS").map(|c| c.version.as_deref()).collect();
     assert_eq!(bios, [Some("1.8.2")], "once, and not the version before");
-    let Answer::BootOrder { order } = run(Command::BootOrder).await else { panic!() };
+    let Answer::BootOrder { order, names } = run(Command::BootOrder).await else { panic!() };
     assert_eq!(order[0], "Boot0000");
+    assert!(names["Boot0000"].starts_with("HTTP Device 1: NIC in Slot 5"), "{names:?}");
     let Answer::Bios(bios) = run(Command::Bios).await else { panic!() };
     assert_eq!((bios.now["BootMode"].as_str(), bios.now.len() > 100), (Some("Uefi"), true));
 }

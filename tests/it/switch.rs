@@ -185,6 +185,7 @@ async fn engine(config: &Config, dir: &Path, macs: bool, stop: CancellationToken
         key: SigningKey::load_or_create(&dir.join("signing.key")).unwrap(),
         fleet: Fleet::new(Settings::default()),
         outlets: Default::default(),
+        firmware: Default::default(),
         seed: SeedFacts { url: config.boot.url.clone(), kernel_floor: "6.1".into() },
         boot_limit: 6,
         switches: switches.clone(),

@@ -165,6 +165,7 @@ async fn serve(
         key,
         fleet: Fleet::new(BmcSettings::default()),
         outlets: Default::default(),
+        firmware: Default::default(),
         seed: SeedFacts { url: "http://127.77.0.1".into(), kernel_floor: "6.1".into() },
         boot_limit: 6,
         switches: Default::default(),

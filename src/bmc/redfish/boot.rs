@@ -4,6 +4,8 @@
 //! form is sent first, and what is refused is sent again in the forms that are known to help; what the BMC then shows
 //! decides (`crate::bmc::act`).
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use super::doc::{Doc, Properties, allowable};
@@ -96,6 +98,18 @@ impl Session {
             Some(order) => Ok(order.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
             None => Err(self.lacks("the boot order")),
         }
+    }
+
+    /// By `BootOptions`: what people call the entry, what kind it is, and where the firmware finds it.
+    pub(super) async fn order_names(&mut self) -> Result<BTreeMap<String, String>> {
+        let docs = self.boot_docs().await?;
+        let options = docs.system.property("Boot").and_then(|boot| boot.link("BootOptions")).map(str::to_owned);
+        let Some(options) = options else { return Ok(BTreeMap::new()) };
+        let each = self.members(&options).await?.into_iter().filter_map(|option| {
+            let words = [option.text("DisplayName"), option.text("Alias"), option.text("UefiDevicePath")];
+            Some((option.text("BootOptionReference")?, words.into_iter().flatten().collect::<Vec<_>>().join(" ")))
+        });
+        Ok(each.collect())
     }
 
     /// What is not named keeps its place behind what is.

@@ -69,6 +69,20 @@ impl Session {
         }
     }
 
+    /// By the tasks: whichever runs, since their names differ between vendors. One that waits for the next boot writes nothing.
+    pub(super) async fn writes_firmware(&mut self) -> Result<bool> {
+        let Some(service) = self.root().link("Tasks").map(str::to_owned) else {
+            return Err(self.lacks("to tell what it is doing"));
+        };
+        let service = self.get(&service).await?;
+        let Some(tasks) = service.link("Tasks").map(str::to_owned) else { return Ok(false) };
+        let running = |task: &Doc| {
+            let state = task.text("TaskState");
+            matches!(state.as_deref(), Some("New" | "Starting" | "Running" | "Stopping" | "Service" | "Cancelling"))
+        };
+        Ok(self.members(&tasks).await?.iter().any(running))
+    }
+
     pub(super) async fn update_firmware(&mut self, update: &Update) -> Result<()> {
         let service = self.update_service().await?;
         let targets = self.targets(&update.targets).await?;

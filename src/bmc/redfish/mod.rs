@@ -31,6 +31,8 @@ mod task;
 mod tls;
 mod upload;
 
+use std::collections::BTreeMap;
+
 pub use known::Known;
 pub use session::Session;
 pub use tls::{Authority, Fingerprint, Trust};
@@ -124,6 +126,14 @@ impl Bmc for Session {
 
     async fn boot_order(&mut self) -> Result<Vec<String>> {
         self.order().await
+    }
+
+    async fn boot_names(&mut self) -> Result<BTreeMap<String, String>> {
+        self.order_names().await
+    }
+
+    async fn updating(&mut self) -> Result<bool> {
+        self.writes_firmware().await
     }
 
     async fn set_boot_order(&mut self, order: &[String]) -> Result<()> {

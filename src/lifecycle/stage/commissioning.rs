@@ -1,12 +1,14 @@
-//! The agent takes the inventory and measures.
+//! The agent takes the inventory and measures; firmware and settings are brought to the baseline of the model; and where that
+//! changed anything, the agent of the new boot takes the inventory again.
 
 use std::sync::Arc;
 
 use super::super::Turn;
-use super::super::event::{BmcAccount, Event, OWN_BMC_USER, Refused};
+use super::super::baseline::{Baseline, BaselineEnd, BaselineNews};
+use super::super::event::{Action, BmcAccount, Event, OWN_BMC_USER, Refused};
 use super::super::ladder;
 use super::super::machine::State;
-use super::{COMMISSION, change_bmc_password, problem, ready, unwelcome};
+use super::{BASELINE, COMMISSION, change_bmc_password, problem, ready, unwelcome};
 use crate::link::Outcome;
 
 /// Registered port of RMCP (IANA `asf-rmcp`).
@@ -23,10 +25,21 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
             }
             turn.machine.inventory = Some(Arc::new(inventory.as_ref().clone()));
             turn.machine.measured.clone_from(measured);
-            turn.enter(State::Ready);
             change_bmc_password(turn);
-            ready::start_if_ordered(turn);
+            if turn.machine.bmc.is_some() && turn.machine.baseline.is_none() {
+                turn.machine.baseline = Some(Baseline::begin());
+                turn.act(Action::Baseline);
+                turn.expect_within(BASELINE);
+            } else {
+                done(turn);
+            }
         }
+        Event::Baseline(news) => return baseline(turn, news),
+        Event::Due { .. } if turn.machine.baseline_running().is_some() => turn.broken(problem(
+            "firmware.silent",
+            "its firmware and settings do not get to their baseline",
+            "look at its console, and at the BMC's own log and tasks; then `rackline machine retry`",
+        )),
         Event::Due { means } => {
             let end = problem(
                 "commission.silent",
@@ -36,6 +49,40 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
             ladder::climb(turn, means, COMMISSION, end);
         }
         other => return unwelcome(turn, other),
+    }
+    Ok(())
+}
+
+fn done(turn: &mut Turn) {
+    turn.enter(State::Ready);
+    ready::start_if_ordered(turn);
+}
+
+fn baseline(turn: &mut Turn, news: &BaselineNews) -> Result<(), Refused> {
+    let BaselineNews { baseline: name, attempts, sentence, end } = news;
+    let Some(baseline) = turn.machine.baseline.as_mut().filter(|b| !b.done) else {
+        return Err(Refused::state("its firmware baseline is not being brought about"));
+    };
+    baseline.name.clone_from(name);
+    baseline.attempts.clone_from(attempts);
+    baseline.doing.clone_from(sentence);
+    // These boots are ours.
+    turn.machine.boots = 0;
+    let Some(BaselineEnd { findings, hold }) = end else { return Ok(()) };
+    baseline.done = true;
+    baseline.findings.clone_from(findings);
+    match (hold, attempts.is_empty()) {
+        (true, _) => {
+            let first = findings.first().map_or_else(|| sentence.clone(), ToString::to_string);
+            let hint = format!(
+                "see `rackline firmware plan {}`; mend it or the baseline, then `rackline machine retry`",
+                turn.machine.name
+            );
+            turn.broken(problem("firmware.baseline", format!("does not get to its firmware baseline: {first}"), hint));
+        }
+        (false, true) => done(turn),
+        // What the agent found before is not so any more.
+        (false, false) => turn.expect_within(COMMISSION),
     }
     Ok(())
 }

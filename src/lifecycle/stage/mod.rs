@@ -27,6 +27,8 @@ pub const POST: Millis = 10 * MINUTE;
 pub const AGENT_BOOT: Millis = 5 * MINUTE;
 /// Inventory and short measurements.
 pub const COMMISSION: Millis = 10 * MINUTE;
+/// Bringing firmware and settings to their baseline: two BMC updates of an hour, and a slow server that restarts twice.
+pub const BASELINE: Millis = 180 * MINUTE;
 /// From the order to the chosen disk, with an agent that waits for orders.
 pub const PICK_UP: Millis = 2 * MINUTE;
 /// Writing and reading back an image.

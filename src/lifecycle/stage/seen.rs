@@ -13,6 +13,7 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
         Event::Hello { mode: Mode::Ram, .. } => {
             turn.enter(State::Enlisted);
             turn.enter(State::Commissioning);
+            turn.machine.baseline = None;
             turn.expect_within(COMMISSION);
         }
         Event::Sighted(sighting) if sighting.boots => turn.expect_within(AGENT_BOOT),
