@@ -84,7 +84,7 @@ pub async fn run(args: Args) -> Result<()> {
         switches: switches.clone(),
     };
 
-    raise_file_limit();
+    let limits = Limits::of_files(raise_file_limit());
     let people = people_listener(config.api.listen)?;
     let machines = machines_listener(&config).await?;
     let tracker = swarms(&config, &library, site.seal.derive("swarm"), stop.clone()).await?;
@@ -136,7 +136,7 @@ pub async fn run(args: Args) -> Result<()> {
         let boot = boot_site.file(path).map(Path::to_owned);
         boot.or_else(|| api::image_file(&images, path)).or_else(|| depot.file(path))
     };
-    let for_machines = Server::new(find, router, Limits::default(), web, stop.clone());
+    let for_machines = Server::new(find, router, limits, web, stop.clone());
     let consoles_site = api::console::Site { engine: engine.clone(), consoles: consoles.clone() };
     let for_people = api::people(shared).merge(api::swarm::people(swarms)).merge(api::console::people(consoles_site));
     let for_people = for_people.merge(console::router(engine));
@@ -203,11 +203,16 @@ fn people_listener(address: SocketAddr) -> Result<TcpListener> {
 }
 
 /// A connection that is served a file holds two file descriptors, and the usual limit of 1024 is one for `select(2)`.
-fn raise_file_limit() {
+/// The new limit.
+fn raise_file_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        tracing::warn!(error = %e, "the limit on open files stays as it is");
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        Ok(()) => maximum.unwrap_or(u64::MAX),
+        Err(e) => {
+            tracing::warn!(error = %e, "the limit on open files stays as it is");
+            current.unwrap_or(u64::MAX)
+        }
     }
 }
 

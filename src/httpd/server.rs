@@ -23,6 +23,9 @@ use super::count::{Counters, Event};
 /// What is running when the server stops may go on for so long.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// Each installed host holds two, for orders and for help with images, so these are of 32,000 hosts.
+const MOST_CONNECTIONS: u64 = 1 << 16;
+
 /// How patient the server is.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -63,6 +66,15 @@ impl Default for Limits {
             queue: Duration::from_secs(120),
             place: Duration::from_secs(20),
         }
+    }
+}
+
+impl Limits {
+    /// For a process that may open so many files, 1024 of which are not for machines. A connection that is served a file
+    /// holds two.
+    pub fn of_files(files: u64) -> Self {
+        let connections = (files.saturating_sub(1024) / 2).clamp(256, MOST_CONNECTIONS);
+        Self { connections: connections as usize, ..Self::default() }
     }
 }
 
@@ -202,5 +214,18 @@ impl Drop for Place {
                 held.remove(&self.address);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_connections_as_files_allow() {
+        let connections = |files| Limits::of_files(files).connections;
+        // Debian's usual limit, systemd's for a service, none at all.
+        assert_eq!([1024, 524_288, u64::MAX].map(connections), [256, 65_536, 65_536]);
+        assert!(connections(20_000) * 2 + 1024 <= 20_000);
     }
 }

@@ -38,14 +38,18 @@ impl Site {
         put("recipes/small/recipe.toml", disk.as_bytes());
         put("recipes/small/script.sh", script.as_bytes());
         let site = Self(dir);
-        site.layer();
+        site.put_layer();
         site
     }
 
-    /// As `least` would leave it: packages in the words of dpkg, a mirror's date, a kernel, and a shell for the script.
-    fn layer(&self) {
+    fn layer(&self) -> PathBuf {
         let key = Recipe::load(&self.recipes(), "least").unwrap().key;
-        let root = self.cache().join(format!("layers/least-{}", key.short()));
+        self.cache().join(format!("layers/least-{}", key.short()))
+    }
+
+    /// As `least` would leave it: packages in the words of dpkg, a mirror's date, a kernel, and a shell for the script.
+    fn put_layer(&self) {
+        let root = self.layer();
         for folder in
             ["bin", "boot", "dev", "etc/apt", "proc", "root", "run", "sys", "tmp", "usr/sbin", "var/log", "var/tmp"]
         {
@@ -179,10 +183,14 @@ fn a_normal_user_builds_in_a_namespace() {
     }
     // Where everybody can get at it.
     let site = Site::within(&std::env::temp_dir(), "touch /owned; chown 33:44 /owned\n");
+    // As mmdebstrap leaves it where it may.
+    let node = site.layer().join("dev/null");
+    sh(site.0.path(), &format!("mknod {} c 1 3", node.display()));
     let built = site.command().output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let by_root = site.images().remove(0).digest;
     fs::remove_dir_all(site.cache().join("images")).unwrap();
+    fs::remove_file(node).unwrap();
 
     let script = format!(
         "cp {RACKLINE} program
