@@ -176,7 +176,7 @@ impl Engine {
     }
 
     /// Finds out who a BMC is before it is told to do something: of which kind, and that it is this machine's.
-    async fn meet(&self, machine: &Machine, access: &Access) -> Result<()> {
+    pub(super) async fn meet(&self, machine: &Machine, access: &Access) -> Result<()> {
         let fleet = &self.inner.site.fleet;
         let info = match fleet.run(access, Command::Info).await {
             Ok(Answer::Info(info)) => Some(info),

@@ -36,6 +36,7 @@ impl Engine {
                 }
             }
         }
+        self.meet(machine, &listed).await?;
         let own = match earlier {
             Some(earlier) if earlier.len() == LONG => earlier,
             _ => generate()?,
@@ -92,7 +93,7 @@ pub(super) fn short(password: &str) -> &str {
     password.get(..SHORT).unwrap_or(password)
 }
 
-/// The BMC of another machine must not get the password of this one.
+/// The BMC of another machine must not get the password of this one; [`Engine::meet`] compares serial numbers besides.
 fn is_its_own(machine: &Machine) -> Result<()> {
     let listed = machine.bmc.as_ref().map(|account| account.address.ip());
     let in_band = machine.inventory.as_ref().and_then(|inventory| inventory.bmc.as_ref()).and_then(|bmc| bmc.address);
