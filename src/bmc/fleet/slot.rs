@@ -33,7 +33,7 @@ pub struct Slot {
 
 /// A session by either protocol.
 enum Line {
-    Ipmi(Session),
+    Ipmi(Box<Session>),
     Redfish(Box<redfish::Session>),
 }
 
@@ -92,7 +92,7 @@ impl Slot {
                 let opened = Session::open(access, address, settings.pace, self.suite, deadline).await;
                 // The suites of a BMC change with its settings and its firmware.
                 self.suite = opened.as_ref().ok().map(Session::suite);
-                Line::Ipmi(opened?)
+                Line::Ipmi(Box::new(opened?))
             }
             Some((Protocol::Redfish, address)) => {
                 let known = self.certificate.filter(|(at, _)| *at == address);
