@@ -89,7 +89,7 @@ hosts() {
 	done
 }
 
-# Sensors and log of COUNT BMCs once a minute, after a first minute in which the sensor records are read.
+# Sensors and log of COUNT BMCs once a minute, after three minutes in which the sensor records are read.
 sweep() {
 	hall "$COUNT" 0 0 60 4
 	client "$LOAD" sweep "$COUNT" 60 "$WATCH"
