@@ -155,7 +155,7 @@ impl Sweep {
             }
         }
         if before.problem.is_some() {
-            told.insert(0, "its BMC answers again".to_owned());
+            told.insert(0, "its BMC can be looked at again".to_owned());
         }
         now.at = Some(Timestamp::now());
         Some((now, told))

@@ -48,6 +48,8 @@ pub struct Settings {
     pub command: Duration,
     /// For those that read a lot: sensors, logs, parts.
     pub long: Duration,
+    /// For a look that nobody waits for: the sensor records of a slow BMC take minutes, once.
+    pub look: Duration,
     /// For a firmware update, which some BMCs take half an hour for.
     pub update: Duration,
     /// For its turn.
@@ -72,6 +74,7 @@ impl Default for Settings {
             limits: Limits::default(),
             command: Duration::from_secs(40),
             long: Duration::from_secs(120),
+            look: Duration::from_secs(600),
             update: Duration::from_secs(3600),
             turn: Duration::from_secs(120),
             idle: Duration::from_secs(30),
@@ -199,8 +202,8 @@ impl Fleet {
         call.admit(false)?;
         let place = timeout(settings.turn, self.inner.commands.clone().acquire_owned());
         let place = place.await.map_err(|_| call.busy())?;
-        let result =
-            briefly(place.ok(), settings.place, self.attend(&mut slot, &call, &command, limits, pending())).await;
+        let work = self.attend(&mut slot, &call, &command, limits, settings.allowed(&command), pending());
+        let result = briefly(place.ok(), settings.place, work).await;
         self.leave(slot, &call, &result).await;
         result
     }
@@ -219,8 +222,8 @@ impl Fleet {
         call.admit(false)?;
         let place = self.inner.looks.clone().acquire_owned().await;
         slot.expected = Some(Instant::now() + again);
-        let result =
-            briefly(place.ok(), settings.place, self.attend(&mut slot, &call, &command, &settings.limits, asked)).await;
+        let work = self.attend(&mut slot, &call, &command, &settings.limits, settings.look, asked);
+        let result = briefly(place.ok(), settings.place, work).await;
         self.leave(slot, &call, &result).await;
         result
     }
@@ -270,13 +273,14 @@ impl Fleet {
         call: &Call<'_>,
         command: &Command,
         limits: &Limits,
+        allowed: Duration,
         give_way: impl Future<Output = ()>,
     ) -> Result<Answer> {
         let settings = &self.inner.settings;
         if let Some(at) = slot.kept.take() {
             self.inner.kept.take(at, call.key);
         }
-        let deadline = Instant::now() + settings.allowed(command);
+        let deadline = Instant::now() + allowed;
         let reused = slot.enter(call.access, settings, &self.inner.known, deadline).await?;
         let work = async {
             match slot.perform(command, limits).await {
