@@ -201,6 +201,17 @@ impl Lab {
         }
     }
 
+    /// From the next request on, the machine's Redfish BMC has these faults and no others.
+    pub fn plant(&self, number: usize, faults: &[redfish::Planted]) -> Result<()> {
+        let failed = || "cannot plant faults";
+        let text = serde_json::to_string(faults).or_fail(Kind::Internal, "lab.faults", failed)?;
+        let file = redfish::process::faults_file(&self.machine(number)?.dir);
+        // The BMC never sees half of it.
+        let half = file.with_extension("new");
+        let written = fs::write(&half, text).and_then(|()| fs::rename(&half, &file));
+        written.or_fail(Kind::Internal, "lab.faults", failed)
+    }
+
     /// Waits until `done` says so, at most `within`.
     pub fn wait_until(&self, what: &str, within: Duration, mut done: impl FnMut(&Lab) -> bool) -> Result<()> {
         let deadline = Instant::now() + within;

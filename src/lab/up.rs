@@ -1,6 +1,7 @@
 //! `rackline lab up`: from nothing to delivered machines and a report, in one command.
 
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -29,7 +30,7 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Boots::Mixed)]
     firmware: Boots,
     /// By what the machines' BMCs are spoken to; mixed: one by IPMI, one by Redfish, one by both, and so on
-    #[arg(long, value_enum, default_value_t = Bmcs::Ipmi)]
+    #[arg(long, value_enum, default_value_t = Bmcs::Mixed)]
     bmc: Bmcs,
     /// Memory of each machine
     #[arg(long, value_name = "SIZE", default_value = "2G", value_parser = text::size)]
@@ -214,13 +215,21 @@ async fn stay(lab: &Lab) {
         note(format!("  command line   RACKLINE_URL=http://{address} rackline {command}"));
     }
     note(format!("  serial console tail -f {dir}/node-01/console.log"));
-    note(format!(
-        "  BMC            ip netns exec {} ipmitool -I lanplus -C 3 -H {} -U {BMC_USER} -f {} power status",
-        lab.spec.netns(),
-        lab.machines.first().map_or_else(String::new, |m| m.bmc_address().to_string()),
-        password_file(&lab.spec.dir).display()
-    ));
+    let (netns, password) = (lab.spec.netns(), password_file(&lab.spec.dir));
+    let password = password.display();
+    if let Some(address) = first_bmc(lab, BmcKind::has_ipmi) {
+        let command = format!("ipmitool -I lanplus -C 3 -H {address} -U {BMC_USER} -f {password} power status");
+        note(format!("  BMC by IPMI    ip netns exec {netns} {command}"));
+    }
+    if let Some(address) = first_bmc(lab, BmcKind::has_redfish) {
+        let command = format!("curl -sk -u {BMC_USER} https://{address}/redfish/v1/Systems/1");
+        note(format!("  BMC by Redfish ip netns exec {netns} {command}  (the password is in {password})"));
+    }
     std::future::pending::<()>().await;
+}
+
+fn first_bmc(lab: &Lab, fits: impl Fn(BmcKind) -> bool) -> Option<Ipv4Addr> {
+    lab.machines.iter().find(|m| fits(m.spec.bmc)).map(|m| m.bmc_address())
 }
 
 /// For the person who waits; standard output is for the report alone.
@@ -252,6 +261,8 @@ mod tests {
         assert_eq!(found[..3], all);
         assert_eq!(found[3..], [(Firmware::Bios, Role::Kvm)]);
         assert_eq!(machines[0].memory_bytes, 2 << 30);
+        let bmcs: Vec<_> = machines.iter().map(|m| m.bmc).collect();
+        assert_eq!(bmcs, [BmcKind::Ipmi, BmcKind::Redfish, BmcKind::Both, BmcKind::Ipmi]);
     }
 
     #[test]

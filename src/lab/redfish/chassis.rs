@@ -1,6 +1,8 @@
 //! `Chassis/1`: sensors, three times over as services of different age show them: `Thermal` and `Power`, the `Sensors`
 //! collection, and `ThermalSubsystem`.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value, json};
 
 use super::document::{collection, healthy, link, resource};
@@ -25,13 +27,33 @@ struct Reading {
 }
 
 /// `OK`, `Warning` or `Critical`, by the thresholds.
-pub fn health(sensor: &Sensor, raw: u8) -> &'static str {
+fn health(sensor: &Sensor, raw: u8) -> &'static str {
     let [_, upper_critical, upper_caution] = sensor.upper;
     let beyond = |upper: u8, lower: Option<u8>| raw >= upper || lower.is_some_and(|lower| raw <= lower);
     match sensor.lower {
         lower if beyond(upper_critical, lower.map(|[_, critical, _]| critical)) => "Critical",
         lower if beyond(upper_caution, lower.map(|[.., caution]| caution)) => "Warning",
         _ => "OK",
+    }
+}
+
+/// Which sensors are beyond a threshold, to notice when that changes.
+#[derive(Default)]
+pub struct Alarms(HashMap<u8, &'static str>);
+
+impl Alarms {
+    /// Severity and sentence of each change since the last look.
+    pub fn look(&mut self, reading: impl Fn(&Sensor) -> u8) -> Vec<(&'static str, String)> {
+        let mut changes = Vec::new();
+        for sensor in &SENSORS {
+            let raw = reading(sensor);
+            let now = health(sensor, raw);
+            if self.0.insert(sensor.number, now).unwrap_or("OK") != now {
+                let place = if now == "OK" { "within its thresholds again" } else { "beyond a threshold" };
+                changes.push((now, format!("{} is {place}: {}.", sensor.name, sensor.value(raw))));
+            }
+        }
+        changes
     }
 }
 

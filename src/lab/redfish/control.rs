@@ -1,9 +1,10 @@
 //! What a test changes while the BMC runs: how it behaves, which faults it has, and what it was asked.
 
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::fault::{Fault, Rule};
+use super::fault::{Fault, Planted, Rule};
 use super::hardware::Reset;
 
 /// How this BMC differs from the good one that [`Behaviour::default`] is.
@@ -61,6 +62,9 @@ pub struct Controls(Mutex<Inner>);
 struct Inner {
     behaviour: Behaviour,
     rules: Vec<Rule>,
+    /// Where faults are planted from outside, and what stood there last.
+    file: Option<PathBuf>,
+    planted: String,
     away_until: Option<Instant>,
     seen: Vec<String>,
 }
@@ -69,6 +73,11 @@ struct Inner {
 const MAX_SEEN: usize = 10_000;
 
 impl Controls {
+    /// The faults are those of this file: a list of [`Planted`], looked at with each request. None without the file.
+    pub fn following(file: PathBuf) -> Self {
+        Self(Mutex::new(Inner { file: Some(file), ..Inner::default() }))
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -118,9 +127,47 @@ impl Controls {
     /// Takes note of a request and says which fault it meets.
     pub(super) fn meet(&self, method: &str, path: &str) -> Option<Fault> {
         let mut inner = self.inner();
+        inner.follow();
         if inner.seen.len() < MAX_SEEN {
             inner.seen.push(format!("{method} {path}"));
         }
         inner.rules.iter_mut().find(|rule| rule.fits(method, path)).map(Rule::used)
+    }
+}
+
+impl Inner {
+    fn follow(&mut self) {
+        let Some(file) = &self.file else { return };
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        if text == self.planted {
+            return;
+        }
+        let planted: Vec<Planted> = match text.is_empty() {
+            true => Vec::new(),
+            false => serde_json::from_str(&text).unwrap_or_else(|e| {
+                tracing::warn!("{} is no list of faults: {e}", file.display());
+                Vec::new()
+            }),
+        };
+        self.rules = planted.into_iter().map(|p| Rule::new(&p.what, p.fault, p.times)).collect();
+        self.planted = text;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_follow_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("faults.json");
+        let controls = Controls::following(file.clone());
+        assert_eq!(controls.meet("GET", "/a"), None);
+        std::fs::write(&file, r#"[{"what":"GET /a","fault":"reset","times":1}]"#).unwrap();
+        assert_eq!(controls.meet("GET", "/a"), Some(Fault::Reset));
+        assert_eq!(controls.meet("GET", "/a"), None, "the same file does not plant it again");
+        std::fs::write(&file, "nonsense").unwrap();
+        assert_eq!(controls.meet("GET", "/a"), None);
     }
 }

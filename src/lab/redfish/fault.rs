@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// As text: `"ignored"`, `{"unavailable": 3}`, `{"slow": 500}` in milliseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Fault {
     /// The change is accepted with 204 and not made.
     Ignored,
@@ -21,9 +24,9 @@ pub enum Fault {
     /// The body ends in the middle, with the connection.
     Truncated,
     /// One byte of the body each time.
-    Drip(Duration),
+    Drip(#[serde(with = "milliseconds")] Duration),
     /// The answer begins after this time.
-    Slow(Duration),
+    Slow(#[serde(with = "milliseconds")] Duration),
     /// The connection is reset before an answer.
     Reset,
     /// No answer, ever; the connection stays.
@@ -34,7 +37,8 @@ pub enum Fault {
 }
 
 /// OData as some BMCs write it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Oddity {
     /// The document does not say where it is.
     NoId,
@@ -78,6 +82,32 @@ fn rename(value: &mut Value, from: &str, to: &str) {
         Value::Array(items) => items.iter_mut().for_each(|v| rename(v, from, to)),
         _ => {}
     }
+}
+
+mod milliseconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        u64::deserialize(from).map(Duration::from_millis)
+    }
+}
+
+/// A fault as a file has it: for a BMC that is a process of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Planted {
+    /// As for [`super::Controls::fault`].
+    pub what: String,
+    pub fault: Fault,
+    /// For so many requests, else for all.
+    #[serde(default)]
+    pub times: Option<u32>,
 }
 
 #[derive(Debug, Clone)]
@@ -129,6 +159,15 @@ mod tests {
         let mut rule = Rule::new("/a", Fault::Silent, Some(1));
         assert_eq!(rule.used(), Fault::Silent);
         assert!(!rule.fits("GET", "/a"));
+    }
+
+    #[test]
+    fn faults_have_a_written_form() {
+        let text = r#"[{"what":"PATCH","fault":"ignored"},{"what":"/a","fault":{"drip":5},"times":2}]"#;
+        let planted: Vec<Planted> = serde_json::from_str(text).unwrap();
+        let drip = Planted { what: "/a".into(), fault: Fault::Drip(Duration::from_millis(5)), times: Some(2) };
+        assert_eq!((&planted[0].fault, &planted[1]), (&Fault::Ignored, &drip));
+        assert_eq!(serde_json::to_value(&planted[1].fault).unwrap(), json!({ "drip": 5 }));
     }
 
     #[test]

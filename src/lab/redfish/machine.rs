@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::account::Accounts;
 use super::bios::Bios;
+use super::chassis::Alarms;
 use super::control::{Behaviour, Controls};
 use super::document::{collection, link};
 use super::hardware::Hardware;
@@ -77,6 +78,7 @@ pub(super) struct State {
     /// As last seen, to notice what the machine did by itself.
     starts: u64,
     on: bool,
+    alarms: Alarms,
 }
 
 /// One request's view: the machine and its state, settled.
@@ -102,6 +104,7 @@ impl Machine {
             tasks: Tasks::default(),
             starts: 0,
             on: false,
+            alarms: Alarms::default(),
         };
         Self { identity, hardware, controls, accounts, state: Arc::new(Mutex::new(state)) }
     }
@@ -130,6 +133,9 @@ impl Machine {
             state.bios.restarted();
             state.system.restarted(starts);
             state.inventory.restarted();
+        }
+        for (severity, text) in state.alarms.look(|sensor| self.hardware.reading(sensor)) {
+            state.log.add(offset, severity, &text);
         }
         let done = state.tasks.settle(behaviour);
         for effect in done {

@@ -37,7 +37,7 @@ mod tests;
 
 pub use account::{Account, Accounts, Role};
 pub use control::{Behaviour, Controls};
-pub use fault::{Fault, Oddity};
+pub use fault::{Fault, Oddity, Planted};
 pub use hardware::{Boot, Hardware, InMemory, Reset};
 pub use listen::Server;
 pub use machine::{Identity, Machine};

@@ -53,12 +53,17 @@ impl Setup {
     }
 }
 
+/// Where faults are planted while the BMC runs.
+pub fn faults_file(dir: &Path) -> PathBuf {
+    dir.join("faults.json")
+}
+
 /// Serves until it is killed.
 pub async fn main(file: &Path) -> Result<ExitCode> {
     let failed = || format!("cannot read {}", file.display());
     let text = std::fs::read_to_string(file).or_fail(Kind::Config, "lab.redfish", failed)?;
     let setup: Setup = serde_json::from_str(&text).or_fail(Kind::Config, "lab.redfish", failed)?;
-    let controls = Arc::new(Controls::default());
+    let controls = Arc::new(Controls::following(faults_file(&setup.dir)));
     let accounts = Arc::new(Accounts::new(vec![Account::administrator(&setup.user, &setup.password)]));
     let hardware = Arc::new(Qemu { run: setup.run, dir: setup.dir });
     let machine = super::Machine::new(setup.identity, hardware, controls.clone(), accounts.clone());

@@ -38,7 +38,7 @@ pub fn sessions(accounts: &Accounts, controls: &Controls, call: &Call, rest: &[&
             let paths = accounts.sessions(&behaviour).iter().map(Session::path).collect();
             Reply::ok(collection(SESSIONS, "#SessionCollection.SessionCollection", "Session Collection", paths))
         }
-        ("POST", ["Sessions"]) => open(accounts, controls, call),
+        ("POST", ["Sessions"] | ["Sessions", "Members"]) => open(accounts, controls, call),
         ("GET", ["Sessions", id]) => accounts.sessions(&behaviour).iter().find(|s| s.id == *id).map(document).into(),
         ("DELETE", ["Sessions", id]) if accounts.close(id) => Reply::empty(),
         ("DELETE", ["Sessions", _]) => Reply::missing(&call.path),

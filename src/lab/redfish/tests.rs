@@ -218,6 +218,19 @@ async fn a_long_log_comes_in_pages() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sensor_beyond_a_threshold_is_logged_once() {
+    let peer = Peer::new().await;
+    for raw in [97, 98, 42] {
+        peer.bmc.hardware.set_reading(1, raw);
+        peer.get("/redfish/v1/Chassis/1/Thermal").await;
+    }
+    let log = peer.get("/redfish/v1/Managers/1/LogServices/Log/Entries").await;
+    let found: Vec<_> = log["Members"].as_array().unwrap().iter().map(|e| (&e["Severity"], &e["Message"])).collect();
+    let (hot, fine) = ("CPU0 Temp is beyond a threshold: 97.", "CPU0 Temp is within its thresholds again: 42.");
+    assert_eq!(found, [(&json!("Critical"), &json!(hot)), (&json!("OK"), &json!(fine))]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bios_settings_wait_for_the_next_start() {
     let peer = Peer::new().await;
     let (bios, settings) = ("/redfish/v1/Systems/1/Bios", "/redfish/v1/Systems/1/Bios/Settings");
