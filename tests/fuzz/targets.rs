@@ -48,6 +48,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("tftp", tftp),
     ("http", http_boot),
     ("rmcp", rmcp),
+    ("sol", sol),
     ("ipmi", ipmi),
     ("sdr", sensors),
     ("sel", event_log),
@@ -260,6 +261,21 @@ fn rmcp(bytes: &[u8]) {
     }
 }
 
+/// A packet of the serial console, with a key and a break on their way; and what a machine printed, as lines.
+fn sol(bytes: &[u8]) {
+    use rackline::bmc::sol::{link::Link, record::Piece, text};
+    let (mut link, now) = (Link::new(32, 0), tokio::time::Instant::now());
+    link.type_in(b"key");
+    link.press_break();
+    for part in bytes.chunks(40) {
+        link.next(now);
+        link.receive(now, part);
+    }
+    let (bytes, next) = (bytes.to_vec(), bytes.len() as u64);
+    let lines = text::lines(&Piece { offset: 0, bytes, next, end: next, entries: Vec::new() });
+    assert!(lines.lines.iter().chain(&lines.tail).all(|line| !line.text.contains(char::is_control)));
+}
+
 /// A LAN message, and the data of an answer to each command.
 fn ipmi(bytes: &[u8]) {
     use rackline::ipmi::Ask;
@@ -443,6 +459,10 @@ pub fn seeds(target: &str, fixtures: &Path) -> Vec<Vec<u8>> {
             [&[6, 0, 0xff, 7, 6, 0x11][..], &[0; 8], &[36, 0], &[0; 36]].concat(),
             [&[6, 0, 0xff, 7, 6, 0x13][..], &[0; 8], &[60, 0], &[1; 60]].concat(),
             [&[6, 0, 0xff, 7, 6, 0xc0][..], &[9, 0, 0, 0, 1, 0, 0, 0, 32, 0], &[3; 48]].concat(),
+        ],
+        "sol" => vec![
+            b"\x01\0\0\0GRUB \x1b[1;31mloading\x1b[0m\r\n\x0a".to_vec(),
+            [&[0, 1, 3, 0][..], &[0; 36], &[0, 2, 0, 0x60], &[0; 36], &[1, 3, 0, 0x1c]].concat(),
         ],
         "ipmi" => vec![
             vec![0x81, 0x1c, 0x63, 0x20, 0x04, 0x01, 0x00, 0x20, 0xbb],

@@ -339,6 +339,21 @@ async fn a_bmc_that_dies_leaves_a_gap_in_the_recording() {
     assert!(lines[lines.len() - 2].starts_with("<console back after"), "{lines:?}");
 }
 
+/// `ipmi_sim` ends a session after 30 s without an IPMI message, whatever goes on at its console.
+#[tokio::test]
+async fn a_machine_that_prints_all_the_time_keeps_its_console() {
+    let (bmc, mut machine) = Bmc::start().await;
+    let site = Site::new(bmc.address);
+    site.consoles.record(site.machine, false);
+    site.connected().await;
+    let expected: Vec<String> = (0..105).map(|n| format!("line {n}")).collect();
+    for line in &expected {
+        machine.write_all(format!("{line}\n").as_bytes()).await.unwrap();
+        sleep(320 * MS).await;
+    }
+    until("all is recorded, and nothing else", || site.lines() == expected).await;
+}
+
 #[tokio::test]
 async fn a_console_that_is_switched_off_is_switched_on_with_a_note() {
     let (bmc, mut machine) = Bmc::start().await;
@@ -463,7 +478,7 @@ async fn the_command_line_has_the_console_and_gives_the_terminal_back() {
     assert!(terminal.wait().await.unwrap().success());
     appliance.assert_terminal_is_as_before();
     // Ended by a signal, the terminal is as before too.
-    let mut terminal = appliance.terminal(&format!("timeout -s TERM 1 {}", appliance.command("kvm-1")));
+    let mut terminal = appliance.terminal(&format!("timeout --foreground -s TERM 2 {}", appliance.command("kvm-1")));
     let _open = terminal.stdin.take();
     reads(&mut terminal.stdout.take().unwrap(), "[closed]").await;
     terminal.wait().await.unwrap();

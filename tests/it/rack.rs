@@ -2,7 +2,7 @@
 //! Needs root, QEMU, `ipmi_sim` and `ipmitool`.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rackline::lab::{BmcKind, BootDevice, Disk, DiskKind, Lab, Listed, MachineSpec, Spec};
@@ -94,11 +94,27 @@ fn a_bmc_switches_its_machine_and_no_other() {
     lab.stop().unwrap();
 }
 
+/// `ipmitool` with the console of the lab's first machine; what it shows goes to the file.
+fn console(spec: &Spec, shown: &Path) -> Child {
+    let password = rackline::lab::password_file(&spec.dir);
+    let tool = format!("ipmitool -I lanplus -C 3 -U admin -H 10.77.1.1 -f {} sol activate", password.display());
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &spec.netns(), "script", "-qfec", &tool]).arg(shown);
+    // It wants a terminal, and ends with its input.
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
 #[test]
 fn a_boot_device_holds_for_one_boot() {
     let dir = tempfile::tempdir().unwrap();
     let lab = Lab::start(spec("boot", 1, dir.path())).unwrap();
     bootable(&lab.machines[0].disk(0));
+    let shown = dir.path().join("shown");
+    let mut watching = console(&lab.spec, &shown);
+    lab.wait_until("the console by the BMC", Duration::from_secs(60), |_| {
+        std::fs::read_to_string(&shown).is_ok_and(|text| text.contains("SOL Session operational"))
+    })
+    .unwrap();
     let chassis = lab.chassis(1).unwrap();
     let console = |part: &str| times(&lab.console(1).unwrap(), part);
     let within = Duration::from_secs(300);
@@ -120,6 +136,17 @@ fn a_boot_device_holds_for_one_boot() {
     lab.ipmitool(1, &["power", "reset"]).unwrap();
     lab.wait_until("the disk again", within, |_| console("DISK!") == 2).unwrap();
     assert_eq!(chassis.boot_device(), BootDevice::None);
+
+    // A new QEMU, on the same serial cable: the BMC has shown every boot, and its console is the one from the start.
+    lab.ipmitool(1, &["power", "off"]).unwrap();
+    lab.ipmitool(1, &["chassis", "bootdev", "disk"]).unwrap();
+    lab.ipmitool(1, &["power", "on"]).unwrap();
+    lab.wait_until("the disk after a power cycle", within, |_| console("DISK!") == 3).unwrap();
+    let by_bmc = |part: &str| times(&String::from_utf8_lossy(&std::fs::read(&shown).unwrap()), part);
+    // ipmitool shows some text twice when the BMC sends it again with more behind it.
+    lab.wait_until("all of it by the BMC", Duration::from_secs(30), |_| by_bmc("DISK!") >= 3).unwrap();
+    watching.kill().unwrap();
+    watching.wait().unwrap();
     lab.stop().unwrap();
 }
 

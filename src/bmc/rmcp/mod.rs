@@ -263,11 +263,10 @@ impl Session {
         }
     }
 
-    /// Sends a request of which the answer comes by [`Session::receive`], under this number.
-    pub async fn send_request(&mut self, request: &Request) -> u8 {
+    /// Sends a request of which the answer comes by [`Session::receive`].
+    pub async fn send_request(&mut self, request: &Request) {
         self.number = (self.number + 1) & 0x3f;
         self.send(Payload::Message, &lan_request(request, self.number)).await;
-        self.number
     }
 
     /// The next payload that is whole, signed, of this session and new. Nothing is lost where the wait is given up.

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::record::{Recorder, Shelf};
-use super::{Said, Sol, Taken, Timing};
+use super::{ENDED, Said, Sol, Taken, Timing};
 use crate::bmc::{Access, Fleet};
 use crate::error::{Error, Kind, Result};
 use crate::machine::MachineId;
@@ -328,10 +328,9 @@ async fn run(inner: Arc<Inner>, console: Arc<Console>) {
             }
             Err(e) => e,
         };
-        let pause = match failure.kind() {
-            Kind::Unreachable => past.pause,
-            _ => past.pause.max(inner.timing.pause_refused),
-        };
+        // Some BMCs end the console when the machine's power changes: the boot that follows is not to be missed.
+        let soon = failure.kind() == Kind::Unreachable || failure.code() == ENDED;
+        let pause = if soon { past.pause } else { past.pause.max(inner.timing.pause_refused) };
         past.pause = (past.pause * 2).min(inner.timing.pause_max);
         rest(&inner, &console, &mut past, &failure, pause).await;
     }

@@ -33,8 +33,8 @@ use crate::ipmi::{Ask, Completion, Fault, Response};
 /// How long to wait for what.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
-    /// How long a console may be silent before its BMC is asked whether all is well. A BMC drops a session after 60 s
-    /// (section 6.12.15).
+    /// Between two questions to the BMC whether all is well. It drops a session after 60 s without a message (section
+    /// 6.12.15), `ipmi_sim` after 30 s, and what goes to and fro on the console does not count for all of them.
     pub keep_alive: Duration,
     /// Between two sendings of that question.
     pub ask_again: Duration,
@@ -62,6 +62,9 @@ const ASKED_MAX: u32 = 5;
 /// For the commands that set the console up.
 const SET_UP: Duration = Duration::from_secs(20);
 
+/// Code of the error that says so of a console that was active.
+const ENDED: &str = "console.ended";
+
 /// What a console says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
@@ -88,7 +91,10 @@ pub struct Sol {
     timing: Timing,
     /// Who has the console, as the BMC told right after it was activated; `None` where it cannot tell.
     holder: Option<u32>,
+    /// Of the last packet that came.
     heard: Instant,
+    /// When the next question is due.
+    due: Instant,
     asked: Option<Asked>,
     reply: Option<Vec<u8>>,
     said: Vec<Said>,
@@ -98,7 +104,6 @@ pub struct Sol {
 
 /// The question whether all is well, on its way.
 struct Asked {
-    number: u8,
     times: u32,
     again: Instant,
 }
@@ -119,6 +124,7 @@ impl Sol {
                     timing,
                     holder,
                     heard: now,
+                    due: now + timing.keep_alive,
                     asked: None,
                     reply: None,
                     said: Vec::new(),
@@ -177,7 +183,7 @@ impl Sol {
                 return Ok(Said::Taken);
             }
             self.keep_alive(now).await?;
-            let due = self.asked.as_ref().map_or(self.heard + self.timing.keep_alive, |asked| asked.again);
+            let due = self.asked.as_ref().map_or(self.due, |asked| asked.again);
             let wake = self.link.wake().map_or(due, |wake| wake.min(due));
             tokio::select! {
                 (kind, payload) = self.session.receive() => match kind {
@@ -193,8 +199,6 @@ impl Sol {
         let now = Instant::now();
         let Some(Received { text, reply, overrun, broke, ended }) = self.link.receive(now, payload) else { return };
         self.heard = now;
-        // Whoever sends text is there, and has the console with us.
-        self.asked = None;
         self.reply = reply;
         if overrun {
             self.note("the BMC lost characters of the machine here".into());
@@ -212,14 +216,19 @@ impl Sol {
         self.said.push(Said::Note(note));
     }
 
-    /// Asks who has the console when nothing was heard for a while.
+    /// Asks who has the console, again until there is an answer.
     async fn keep_alive(&mut self, now: Instant) -> Result<()> {
         let times = match &self.asked {
-            None if now < self.heard + self.timing.keep_alive => return Ok(()),
+            None if now < self.due => return Ok(()),
             Some(asked) if now < asked.again => return Ok(()),
             None => 1,
             Some(asked) => asked.times + 1,
         };
+        if times > ASKED_MAX && now < self.heard + self.timing.keep_alive {
+            // Whoever sends text is there, and has the console with us.
+            self.answered(now);
+            return Ok(());
+        }
         if times > ASKED_MAX {
             let silent = now.duration_since(self.heard).as_secs();
             let message = format!("{} was silent for {silent} s", self.session.whose());
@@ -229,22 +238,28 @@ impl Sol {
                 None => error,
             });
         }
-        let number = self.session.send_request(&GetSolHolder.request()).await;
-        self.asked = Some(Asked { number, times, again: now + self.timing.ask_again });
+        self.session.send_request(&GetSolHolder.request()).await;
+        self.asked = Some(Asked { times, again: now + self.timing.ask_again });
         Ok(())
     }
 
     fn hear_answer(&mut self, payload: &[u8]) {
-        let Some((number, response)) = lan_response(payload) else { return };
-        if self.asked.as_ref().is_none_or(|asked| asked.number != number) {
+        let (request, Some((_, response))) = (GetSolHolder.request(), lan_response(payload)) else { return };
+        // Whichever sending it answers: some BMCs are slower than we ask.
+        if (response.netfn, response.cmd) != (request.netfn | 1, request.cmd) {
             return;
         }
-        self.asked = None;
         self.heard = Instant::now();
+        self.answered(self.heard);
         let holder = self.settle(&response);
         if let (Some(ours), Some(now)) = (self.holder, holder) {
             self.ended |= now != Some(ours);
         }
+    }
+
+    fn answered(&mut self, now: Instant) {
+        self.asked = None;
+        self.due = now + self.timing.keep_alive;
     }
 
     /// Who has the console; `None` where the BMC cannot tell.
@@ -253,7 +268,7 @@ impl Sol {
     }
 
     fn taken_over(&self, what: &str) -> Error {
-        Error::conflict("console.ended", format!("{what} ({})", self.session.whose()))
+        Error::conflict(ENDED, format!("{what} ({})", self.session.whose()))
             .hint("somebody else may have taken it over; it is tried again in a while")
     }
 

@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use tokio::sync::mpsc;
@@ -44,6 +45,8 @@ impl Default for Limits {
 const QUEUE: usize = 1024;
 /// Time between two entries of an index, unless there is something to note.
 const ENTRY_EVERY: Millis = 1000;
+/// Lines of an index, after which the next part begins: of a machine that says a word each second for weeks.
+const ENTRIES_MAX: u32 = 16_384;
 /// No file of ours is larger; what is is not read.
 const PART_MAX: u64 = 64 << 20;
 const COMPRESSION: i32 = 3;
@@ -79,7 +82,9 @@ impl Recorder {
     /// The thread ends when the last clone is gone, after it has written what came before.
     pub fn start(root: &Path, limits: Limits) -> Result<Self> {
         let failed = || format!("cannot record consoles in {}", root.display());
-        fs::create_dir_all(root).or_fail(Kind::Config, "console.record", failed)?;
+        // What a machine prints is not for everybody: its kernel's command line has the agent's token.
+        let private = |()| fs::set_permissions(root, fs::Permissions::from_mode(0o700));
+        fs::create_dir_all(root).and_then(private).or_fail(Kind::Config, "console.record", failed)?;
         let (letters, mut inbox) = mpsc::channel::<Letter>(QUEUE);
         let shelf = Shelf { root: root.to_owned() };
         let mut writer = Writer { shelf: shelf.clone(), limits, open: HashMap::new() };
@@ -137,6 +142,7 @@ struct Open {
     /// Made with the first byte or note.
     files: Option<Files>,
     last_entry: Millis,
+    entries: u32,
 }
 
 struct Files {
@@ -172,10 +178,10 @@ impl Writer {
         if again && self.open.contains_key(&machine) {
             return Ok(());
         }
-        let mut open = Open { boot: at, part: 0, base: 0, length: 0, files: None, last_entry: 0 };
+        let mut open = Open { boot: at, part: 0, base: 0, length: 0, files: None, last_entry: 0, entries: 0 };
         if self.open.contains_key(&machine) {
             self.close(machine, at)?;
-        } else if let Some(left) = self.shelf.parts(machine)?.pop() {
+        } else if let Some(left) = self.shelf.parts(machine, Which::Newest)?.pop() {
             // Of an appliance that was killed, the newest part may be open still.
             if !left.compressed {
                 left.finish()?;
@@ -202,7 +208,7 @@ impl Writer {
             }
             open.length += now.len() as u64;
             text = later;
-            if open.length >= limit {
+            if open.length >= limit || open.entries >= ENTRIES_MAX {
                 self.turn_over(machine, at)?;
             }
         }
@@ -246,6 +252,7 @@ impl Writer {
             length: 0,
             files: None,
             last_entry: open.last_entry,
+            entries: 0,
         };
         self.close(machine, at)?;
         self.open.insert(machine, next);
@@ -267,6 +274,7 @@ impl Open {
     fn entry(&mut self, at: Millis, note: &str) -> io::Result<()> {
         let Some(files) = &mut self.files else { return Ok(()) };
         self.last_entry = at;
+        self.entries += 1;
         let offset = self.base + self.length;
         let line = if note.is_empty() { format!("{at} {offset}\n") } else { format!("{at} {offset} {note}\n") };
         files.index.write_all(line.as_bytes())
@@ -305,6 +313,13 @@ struct Part {
     entries: Vec<Entry>,
     /// On disk.
     size: u64,
+}
+
+/// Of which boots.
+enum Which {
+    All,
+    Newest,
+    Of(Millis),
 }
 
 /// What is kept of one boot.
@@ -390,7 +405,7 @@ impl Shelf {
     }
 
     /// Oldest first.
-    fn parts(&self, machine: MachineId) -> io::Result<Vec<Part>> {
+    fn parts(&self, machine: MachineId, which: Which) -> io::Result<Vec<Part>> {
         let folder = match fs::read_dir(self.folder(machine)) {
             Ok(folder) => folder,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -405,19 +420,28 @@ impl Shelf {
             let (Some((boot, number)), true) = (key, matches!(kind, "log" | "log.zst")) else { continue };
             let (log, compressed) = (file.path(), kind == "log.zst");
             let size = file.metadata().map_or(0, |m| m.len());
-            let entries = entries(&self.folder(machine).join(format!("{stem}.idx")));
             // Both are there where the appliance was killed between the two: the compressed one is whole.
-            let part = Part { boot, number, log, compressed, entries, size };
+            let part = Part { boot, number, log, compressed, entries: Vec::new(), size };
             if compressed || !parts.contains_key(&(boot, number)) {
                 parts.insert((boot, number), part);
             }
         }
-        Ok(parts.into_values().collect())
+        let newest = parts.keys().next_back().map(|(boot, _)| *boot);
+        let mut parts: Vec<Part> = parts.into_values().collect();
+        match which {
+            Which::All => {}
+            Which::Newest => parts.retain(|part| Some(part.boot) == newest),
+            Which::Of(boot) => parts.retain(|part| part.boot == boot),
+        }
+        for part in &mut parts {
+            part.entries = entries(&self.folder(machine).join(format!("{}-{:03}.idx", part.boot, part.number)));
+        }
+        Ok(parts)
     }
 
     fn prune(&self, machine: MachineId, limits: &Limits) -> io::Result<()> {
         let mut boots: BTreeMap<Millis, Vec<u32>> = BTreeMap::new();
-        for part in self.parts(machine)? {
+        for part in self.parts(machine, Which::All)? {
             boots.entry(part.boot).or_default().push(part.number);
         }
         let too_many = boots.len().saturating_sub(limits.boots.max(1));
@@ -436,7 +460,7 @@ impl Shelf {
     /// Oldest first.
     pub fn boots(&self, machine: MachineId) -> Result<Vec<Boot>> {
         let mut boots: Vec<Boot> = Vec::new();
-        for part in self.parts(machine).map_err(unreadable)? {
+        for part in self.parts(machine, Which::All).map_err(unreadable)? {
             let last = part.entries.last().map_or(part.boot, |entry| entry.at);
             match boots.last_mut().filter(|boot| boot.started == part.boot) {
                 Some(boot) => {
@@ -454,12 +478,11 @@ impl Shelf {
 
     /// Up to `limit` bytes from `offset` on, of the boot that began then, or of the newest.
     pub fn read(&self, machine: MachineId, boot: Option<Millis>, offset: u64, limit: usize) -> Result<Piece> {
-        let parts = self.parts(machine).map_err(unreadable)?;
+        let parts = self.parts(machine, boot.map_or(Which::Newest, Which::Of)).map_err(unreadable)?;
         let Some(boot) = boot.or_else(|| parts.last().map(|part| part.boot)) else {
             return Err(Error::not_found("console.empty", "nothing was recorded of this machine's console")
                 .hint("it is recorded from power-on until delivery; [bmc] console = \"always\" changes that"));
         };
-        let parts: Vec<Part> = parts.into_iter().filter(|part| part.boot == boot).collect();
         let Some(end) = parts.last().map(Part::end) else {
             return Err(Error::not_found("console.boot", format!("there is no recorded boot {boot}"))
                 .hint("`rackline console NAME --boots` lists them"));

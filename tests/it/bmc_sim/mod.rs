@@ -381,6 +381,9 @@ impl State {
                 vec![0, *level]
             }
             (6, 0x3c) => vec![0],
+            // Activate and Deactivate Payload: a serial console on which nothing is said.
+            (6, 0x48) => vec![0, 0, 0, 0, 0, 0x20, 0, 0xff, 0, 0x6f, 0x02, 0xff, 0xff],
+            (6, 0x49) => vec![0],
             (6, 0x54) => {
                 let mut records = Vec::new();
                 for suite in &self.suites {
