@@ -203,11 +203,15 @@ async fn root(client: &reqwest::Client, address: SocketAddr) -> Option<Root> {
         text.extend_from_slice(&part);
     }
     let mut root: Root = serde_json::from_slice(&text).ok()?;
-    let short = |text: &str| text.chars().filter(|c| !c.is_control()).take(64).collect::<String>();
     root.version = short(&root.version);
     root.vendor = root.vendor.as_deref().map(short);
     root.product = root.product.as_deref().map(short);
     Some(root)
+}
+
+/// A word of a stranger, fit for a terminal.
+fn short(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(64).collect()
 }
 
 #[cfg(test)]

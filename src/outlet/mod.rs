@@ -95,18 +95,20 @@ impl Settings {
                 .hint("see [[power.outlets]] in rackline.example.toml")
         };
         match (&self.snmp, &self.webhook) {
-            (Some(snmp), None) => Snmp::new(&self.name, snmp, secret).map(Outlet::Snmp).map_err(wrong),
-            (None, Some(hook)) => {
-                Webhook::new(&self.name, &self.machine, hook, secret).map(Outlet::Webhook).map_err(wrong)
+            (Some(snmp), None) => {
+                Snmp::new(&self.name, snmp, secret).map(|snmp| Outlet::Snmp(Box::new(snmp))).map_err(wrong)
             }
+            (None, Some(hook)) => Webhook::new(&self.name, &self.machine, hook, secret)
+                .map(|hook| Outlet::Webhook(Box::new(hook)))
+                .map_err(wrong),
             _ => Err(wrong("it needs `snmp` or `webhook`, one of them".into())),
         }
     }
 }
 
 pub enum Outlet {
-    Snmp(Snmp),
-    Webhook(Webhook),
+    Snmp(Box<Snmp>),
+    Webhook(Box<Webhook>),
 }
 
 impl Outlet {
