@@ -73,21 +73,22 @@ impl Ends {
         loop {
             let ready = self.wait().or_fail(Kind::Internal, "lab.serial", failed)?;
             let [at_port, at_door, from_bmc, from_machine] = ready;
+            // Whoever had something is read before another one takes its place: a read of the new one could wait for ever.
+            if from_machine {
+                pass(&mut self.machine, &mut self.bmc, &mut buffer, |_| ());
+            }
             if at_door {
                 let (machine, _) = self.door.accept().or_fail(Kind::Internal, "lab.serial", failed)?;
                 let _ = machine.set_write_timeout(Some(PATIENCE));
                 self.machine = Some(machine);
             }
+            if from_bmc {
+                pass(&mut self.bmc, &mut self.machine, &mut buffer, without_breaks);
+            }
             if at_port {
                 let (bmc, _) = self.port.accept().or_fail(Kind::Internal, "lab.serial", failed)?;
                 let _ = bmc.set_write_timeout(Some(PATIENCE)).and(bmc.set_nodelay(true));
                 self.bmc = Some(bmc);
-            }
-            if from_machine {
-                pass(&mut self.machine, &mut self.bmc, &mut buffer, |_| ());
-            }
-            if from_bmc {
-                pass(&mut self.bmc, &mut self.machine, &mut buffer, without_breaks);
             }
         }
     }
@@ -148,7 +149,7 @@ mod tests {
         let cable = Cable { door, thread };
         let mut got = [0; 4];
         let mut bmc = TcpStream::connect(address).unwrap();
-        for _ in 0..2 {
+        for _ in 0..100 {
             let mut machine = UnixStream::connect(&path).unwrap();
             bmc.write_all(b"a\xff\xf3bcd").unwrap();
             machine.read_exact(&mut got).unwrap();
