@@ -90,8 +90,11 @@ impl Session {
             UpdateFrom::Url(url) => self.pull(&service, url, &targets).await?,
             UpdateFrom::File(file) => self.push(&service, file, &targets).await?,
         };
-        if self.watch(&reply, self.deadline()).await? == Ended::Forgotten {
-            tracing::debug!(bmc = self.whose(), "the task of the update is not told of any more");
+        let ended = self.watch(&reply, self.deadline()).await?;
+        match ended {
+            Ended::Done => {}
+            Ended::Staged => tracing::info!(bmc = self.whose(), "the update waits for the machine's next boot"),
+            Ended::Forgotten => tracing::debug!(bmc = self.whose(), "the task of the update is not told of any more"),
         }
         Ok(())
     }

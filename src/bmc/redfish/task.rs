@@ -20,12 +20,16 @@ const LOOK: Duration = Duration::from_millis(200);
 const LOOK_MAX: Duration = Duration::from_secs(5);
 /// Changes of settings that are read back afterwards are not waited for longer than this.
 const SETTLE: Duration = Duration::from_secs(10);
+/// A task that has not begun for this long waits for the machine's next boot, as iDRAC's do with a BIOS image (TaskState
+/// `Pending`, DSP0268): nothing more comes of waiting.
+const STAGED: Duration = Duration::from_secs(60);
 /// Of a BMC that restarts while it updates itself.
 const ABSENCE_LOOK: Duration = Duration::from_secs(2);
 
 /// How a task stands.
 #[derive(Debug, Clone, PartialEq)]
 enum Progress {
+    Pending,
     Running { percent: Option<u8>, state: String },
     Done,
     Failed(String),
@@ -35,6 +39,8 @@ enum Progress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
     Done,
+    /// It will be done with the machine's next boot.
+    Staged,
     /// The BMC has lost the task in a restart of its own; what is there now, it shows itself.
     Forgotten,
 }
@@ -64,6 +70,7 @@ impl Session {
         let start = Instant::now();
         let (mut pause, mut absent) = (LOOK, false);
         let mut last = String::from("not begun");
+        let mut pending: Option<Instant> = None;
         loop {
             let Some(link) = links.first().cloned() else { return self.lost(absent) };
             let call = Call::get(&link);
@@ -77,7 +84,12 @@ impl Session {
                     match self.progress(&call, &reply)? {
                         Progress::Done => return Ok(Ended::Done),
                         Progress::Failed(why) => return Err(self.failed(&why)),
+                        Progress::Pending if pending.get_or_insert_with(Instant::now).elapsed() >= STAGED => {
+                            return Ok(Ended::Staged);
+                        }
+                        Progress::Pending => last = String::from("not begun"),
                         Progress::Running { percent, state } => {
+                            pending = None;
                             last = percent.map_or(state.clone(), |percent| format!("{state}, {percent} %"));
                         }
                     }
@@ -155,6 +167,7 @@ fn standing(state: &str, task: &Value) -> Progress {
     match state {
         "Completed" if !bad => Progress::Done,
         "Completed" | "Exception" | "Killed" | "Cancelled" | "Interrupted" => Progress::Failed(said(state, task)),
+        "Pending" => Progress::Pending,
         _ => Progress::Running { percent, state: quote(state) },
     }
 }
@@ -183,6 +196,7 @@ mod tests {
         assert_eq!(of("Exception", json!({})), Progress::Failed("the task ended as Exception".into()));
         let running = Progress::Running { percent: Some(100), state: "Running".into() };
         assert_eq!(of("Running", json!({"PercentComplete": 400})), running);
+        assert_eq!(of("Pending", json!({"PercentComplete": 0})), Progress::Pending);
         assert!(matches!(of("Scheduled by vendor", json!({})), Progress::Running { percent: None, .. }));
     }
 }
