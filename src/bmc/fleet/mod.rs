@@ -195,15 +195,9 @@ impl Fleet {
     pub async fn run_within(&self, access: &Access, command: Command, limits: &Limits) -> Result<Answer> {
         let settings = &self.inner.settings;
         let call = self.call(access)?;
-        call.admit(call.entry.slot.try_lock().is_err())?;
-        let _in_line = call.line_up()?;
-        let turn = timeout(settings.turn, call.entry.slot.clone().lock_owned());
-        let mut slot = turn.await.map_err(|_| call.busy())?;
-        call.admit(false)?;
-        let place = timeout(settings.turn, self.inner.commands.clone().acquire_owned());
-        let place = place.await.map_err(|_| call.busy())?;
+        let (mut slot, place, _in_line) = self.turn(&call).await?;
         let work = self.attend(&mut slot, &call, &command, limits, settings.allowed(&command), pending());
-        let result = briefly(place.ok(), settings.place, work).await;
+        let result = briefly(place, settings.place, work).await;
         self.leave(slot, &call, &result).await;
         result
     }
@@ -228,6 +222,20 @@ impl Fleet {
         result
     }
 
+    /// This BMC's turn, a place to begin in, and the mark that somebody waits, which a look gives way to.
+    async fn turn<'c>(
+        &self,
+        call: &'c Call<'_>,
+    ) -> Result<(OwnedMutexGuard<Slot>, Option<OwnedSemaphorePermit>, InLine<'c>)> {
+        let patience = self.inner.settings.turn;
+        call.admit(call.entry.slot.try_lock().is_err())?;
+        let in_line = call.line_up()?;
+        let slot = timeout(patience, call.entry.slot.clone().lock_owned()).await.map_err(|_| call.busy())?;
+        call.admit(false)?;
+        let place = timeout(patience, self.inner.commands.clone().acquire_owned()).await.map_err(|_| call.busy())?;
+        Ok((slot, place.ok(), in_line))
+    }
+
     /// A session of its own beside the fleet's, for what lasts, such as a console. It is made in the turn of this BMC, and
     /// nobody else asks it anything until the guard is dropped; a refused log-in and a silence count as those of commands do.
     pub async fn beside(&self, access: &Access) -> Result<(Session, Guard)> {
@@ -238,15 +246,9 @@ impl Fleet {
         };
         let entry = lock(&self.inner.bmcs).entry(key).or_default().clone();
         let call = Call { access, key, door: Protocol::Ipmi, address, entry };
-        call.admit(call.entry.slot.try_lock().is_err())?;
-        let _in_line = call.line_up()?;
-        let turn = timeout(settings.turn, call.entry.slot.clone().lock_owned());
-        let mut slot = turn.await.map_err(|_| call.busy())?;
-        call.admit(false)?;
-        let place = timeout(settings.turn, self.inner.commands.clone().acquire_owned());
-        let place = place.await.map_err(|_| call.busy())?;
+        let (mut slot, place, _in_line) = self.turn(&call).await?;
         let work = slot.beside(access, address, settings, Instant::now() + settings.command);
-        let opened = briefly(place.ok(), settings.place, work).await;
+        let opened = briefly(place, settings.place, work).await;
         lock(&call.entry.standing).note(&call, opened.as_ref().err());
         Ok((opened?, Guard { _turn: slot }))
     }
