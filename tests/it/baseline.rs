@@ -1,22 +1,19 @@
 //! Firmware baselines through engine, database and a Redfish BMC: from what a machine was delivered with to what its baseline
 //! wants, read back; a `kill -9` while the BMC writes; and what must not be written.
 
-use std::path::Path;
 use std::time::Duration;
 
-use rackline::bmc::{Fleet, Settings};
 use rackline::boot::{Policy, Sighting, Stage};
-use rackline::engine::{About, Engine, SeedFacts, Site};
+use rackline::engine::{About, Engine, Site};
 use rackline::firmware::bundle::{About as AboutBundle, Bundle};
 use rackline::firmware::{Depot, Part};
-use rackline::image::SigningKey;
 use rackline::lab::redfish::{self, Fault, Hardware, Identity, Reset, Simulated};
 use rackline::lifecycle::{BmcAccount, Event, Expectation, Machine, State};
 use rackline::link::{Mode, Order, Outcome};
 use rackline::machine::{ClientArch, Firmware, Inventory, MacAddr, MachineId, Memory, Secret, Serial, System};
-use rackline::store::Db;
-use rackline::store::seal::Seal;
 use tokio_util::sync::CancellationToken;
+
+use super::engine;
 
 const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0x77, 0, 0x63]);
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -86,20 +83,7 @@ impl Rack {
     }
 
     async fn engine(&self) -> (Engine, CancellationToken) {
-        let dir: &Path = self.dir.path();
-        let site = Site {
-            db: Db::open(dir).await.unwrap(),
-            seal: Seal::load_or_make(&dir.join("site.key")).unwrap(),
-            key: SigningKey::load_or_create(&dir.join("signing.key")).unwrap(),
-            fleet: Fleet::new(Settings::default()),
-            outlets: Default::default(),
-            firmware: self.depot(),
-            seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
-            boot_limit: 6,
-            switches: Default::default(),
-        };
-        let stop = CancellationToken::new();
-        (Engine::start(site, stop.clone()).await.unwrap(), stop)
+        engine::start_on(Site { firmware: self.depot(), ..engine::site(self.dir.path()).await }).await
     }
 
     /// On the list, booted, and its inventory taken.

@@ -14,18 +14,16 @@ use rackline::bmc::sol::record::{Limits, Recorder};
 use rackline::bmc::sol::{Consoles, Door, Timing, text};
 use rackline::bmc::{Access, Answer, Command, Doors, Fleet, Settings};
 use rackline::engine::consoles::{Recorded, record};
-use rackline::engine::{About, Engine, SeedFacts, Site as EngineSite};
-use rackline::image::SigningKey;
+use rackline::engine::{About, Site as EngineSite};
 use rackline::lifecycle::{BmcAccount, Event, Expectation};
 use rackline::machine::{MachineId, Secret, Serial};
-use rackline::store::Db;
-use rackline::store::seal::Seal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::bmc_proxy::{Proxy, Weather};
+use super::engine::{site, start_on};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -379,19 +377,8 @@ impl Appliance {
     async fn start(bmc: SocketAddr) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path();
-        let (fleet, stop) = (Fleet::new(Settings::default()), CancellationToken::new());
-        let site = EngineSite {
-            db: Db::open(at).await.unwrap(),
-            seal: Seal::load_or_make(&at.join("site.key")).unwrap(),
-            key: SigningKey::load_or_create(&at.join("signing.key")).unwrap(),
-            fleet: fleet.clone(),
-            outlets: Default::default(),
-            firmware: Default::default(),
-            seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
-            boot_limit: 6,
-            switches: Default::default(),
-        };
-        let engine = Engine::start(site, stop.clone()).await.unwrap();
+        let fleet = Fleet::new(Settings::default());
+        let (engine, stop) = start_on(EngineSite { fleet: fleet.clone(), ..site(at).await }).await;
         let serial = Serial::parse("7XK2M13").unwrap();
         let expectation = Expectation {
             name: "kvm-1".into(),

@@ -18,8 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 
-pub async fn start(dir: &Path) -> (Engine, CancellationToken) {
-    let site = Site {
+/// An appliance's site that keeps its state in `dir` and has nothing but machines.
+pub async fn site(dir: &Path) -> Site {
+    Site {
         db: Db::open(dir).await.unwrap(),
         seal: Seal::load_or_make(&dir.join("site.key")).unwrap(),
         key: SigningKey::load_or_create(&dir.join("signing.key")).unwrap(),
@@ -29,7 +30,14 @@ pub async fn start(dir: &Path) -> (Engine, CancellationToken) {
         seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
         boot_limit: 6,
         switches: Default::default(),
-    };
+    }
+}
+
+pub async fn start(dir: &Path) -> (Engine, CancellationToken) {
+    start_on(site(dir).await).await
+}
+
+pub async fn start_on(site: Site) -> (Engine, CancellationToken) {
     let stop = CancellationToken::new();
     (Engine::start(site, stop.clone()).await.unwrap(), stop)
 }

@@ -6,20 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rackline::bmc::personality::Share;
-use rackline::bmc::{Fleet, Settings};
 use rackline::boot::{Policy, Sighting, Stage};
-use rackline::engine::{About, Engine, SeedFacts, Site};
-use rackline::image::SigningKey;
+use rackline::engine::{About, Engine, Site};
 use rackline::lab::redfish;
 use rackline::lifecycle::ladder::{Climb, Rung};
 use rackline::lifecycle::{Action, BmcAccount, Event, Expectation, Machine};
 use rackline::machine::{ClientArch, MacAddr, Secret, Serial};
 use rackline::outlet::Outlets;
-use rackline::store::seal::Seal;
 use rackline::store::{Db, machines};
 use tokio_util::sync::CancellationToken;
 
 use super::bmc_sim::Sim;
+use super::engine;
 use super::outlet::{KEY, service};
 
 const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 9]);
@@ -32,19 +30,7 @@ async fn start(dir: &Path) -> (Engine, CancellationToken) {
 }
 
 async fn start_with(dir: &Path, outlets: Outlets) -> (Engine, CancellationToken) {
-    let site = Site {
-        db: Db::open(dir).await.unwrap(),
-        seal: Seal::load_or_make(&dir.join("site.key")).unwrap(),
-        key: SigningKey::load_or_create(&dir.join("signing.key")).unwrap(),
-        fleet: Fleet::new(Settings::default()),
-        outlets,
-        firmware: Default::default(),
-        seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
-        boot_limit: 6,
-        switches: Default::default(),
-    };
-    let stop = CancellationToken::new();
-    (Engine::start(site, stop.clone()).await.unwrap(), stop)
+    engine::start_on(Site { outlets, ..engine::site(dir).await }).await
 }
 
 /// A BMC with the user and password of the one that speaks Redfish.

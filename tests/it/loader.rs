@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::http::Request;
 use rackline::api::{self, Shared};
-use rackline::bmc::{Fleet, Settings};
 use rackline::boot::Policy;
 use rackline::boot::config::BootConfig;
 use rackline::boot::dhcp::Dhcp;
@@ -18,15 +17,14 @@ use rackline::boot::loader::Loaders;
 use rackline::boot::monitor::{Monitor, Status};
 use rackline::boot::script::Scripts;
 use rackline::boot::{BootAnswer, Sighting, Stage};
-use rackline::engine::{Engine, SeedFacts, Site};
+use rackline::engine::Engine;
 use rackline::image::{Cache, RamSystem};
 use rackline::image::{Library, SigningKey};
 use rackline::machine::{ClientArch, MacAddr, MachineId};
 use rackline::store::Db;
-use rackline::store::seal::Seal;
-use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use crate::engine::start;
 use crate::net::{Appliance, CONFIG as WIRE, Net, PATIENCE, Running, Watcher, can_run, run};
 
 const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0x77, 0, 1]);
@@ -41,18 +39,7 @@ pub const CONFIG: &str = r#"
 "#;
 
 pub async fn engine(dir: &Path) -> Engine {
-    let site = Site {
-        db: Db::open(dir).await.unwrap(),
-        seal: Seal::load_or_make(&dir.join("site.key")).unwrap(),
-        key: SigningKey::load_or_create(&dir.join("signing.key")).unwrap(),
-        fleet: Fleet::new(Settings::default()),
-        outlets: Default::default(),
-        firmware: Default::default(),
-        seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
-        boot_limit: 6,
-        switches: Arc::default(),
-    };
-    Engine::start(site, CancellationToken::new()).await.unwrap()
+    start(dir).await.0
 }
 
 /// The API for people, with a boot configuration and no sockets.

@@ -7,19 +7,16 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use rackline::api::{self, Shared};
-use rackline::bmc::{Fleet, Settings};
 use rackline::boot::firmware::Files;
 use rackline::boot::script::Scripts;
 use rackline::boot::switch::{self, Switches};
 use rackline::boot::{BootAnswer, Policy, RelayPort, Sighting, Stage};
 use rackline::config::Config;
-use rackline::engine::{About, Engine, SeedFacts, Site};
-use rackline::image::{Library, SigningKey};
+use rackline::engine::{About, Engine, Site};
+use rackline::image::Library;
 use rackline::lifecycle::{Event, Expectation, SwitchPort};
 use rackline::link::Mode;
 use rackline::machine::{MacAddr, Place, Serial};
-use rackline::store::Db;
-use rackline::store::seal::Seal;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -179,17 +176,7 @@ impl Appliance {
 /// address where `macs` says so.
 async fn engine(config: &Config, dir: &Path, macs: bool, stop: CancellationToken) -> (Engine, Arc<Switches>) {
     let switches = Arc::new(Switches::new(config.switches.clone(), &config.services, &config.boot).unwrap());
-    let site = Site {
-        db: Db::open(dir).await.unwrap(),
-        seal: Seal::load_or_make(&dir.join("site.key")).unwrap(),
-        key: SigningKey::load_or_create(&dir.join("signing.key")).unwrap(),
-        fleet: Fleet::new(Settings::default()),
-        outlets: Default::default(),
-        firmware: Default::default(),
-        seed: SeedFacts { url: config.boot.url.clone(), kernel_floor: "6.1".into() },
-        boot_limit: 6,
-        switches: switches.clone(),
-    };
+    let site = Site { switches: switches.clone(), ..super::engine::site(dir).await };
     let engine = Engine::start(site, stop).await.unwrap();
     for (name, serial, mac, unit, port) in
         [("c03-u12", "7XK2M12", 0x12, 12, "Ethernet7"), ("c03-u14", "7XK2M14", 0x14, 14, "Ethernet9")]

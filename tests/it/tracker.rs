@@ -8,14 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rackline::api;
-use rackline::bmc::{Fleet, Settings as BmcSettings};
-use rackline::engine::{About, Engine, SeedFacts, Site};
+use rackline::engine::{About, Engine};
 use rackline::httpd;
 use rackline::image::{Library, Manifest, SigningKey};
 use rackline::lifecycle::{AgentSeen, Event, Expectation, State};
 use rackline::link::{Help, Mode, SwarmPlan, SwarmReport, SwarmSource};
 use rackline::machine::{Digest, MachineId, Place, Serial};
-use rackline::store::seal::Seal;
 use rackline::store::{self, Db};
 use rackline::swarm::announce::{Answer, announcer, linger};
 use rackline::swarm::plan::Settings;
@@ -25,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::{site, start_on};
 use crate::fixture::{Image, noise};
 
 const MIB: usize = 1 << 20;
@@ -155,23 +154,10 @@ async fn serve(
     web: std::net::TcpListener,
     frames: std::net::TcpListener,
 ) -> Engine {
-    let seal = Seal::load_or_make(&home.join("site.key")).unwrap();
-    let secret = seal.derive("swarm");
-    let key = SigningKey::load_or_create(&home.join("signing.key")).unwrap();
-    let library = Arc::new(Library::open(&home.join("images"), &[key.public()]).unwrap());
-    let site = Site {
-        db: Db::open(home).await.unwrap(),
-        seal,
-        key,
-        fleet: Fleet::new(BmcSettings::default()),
-        outlets: Default::default(),
-        firmware: Default::default(),
-        seed: SeedFacts { url: "http://127.77.0.1".into(), kernel_floor: "6.1".into() },
-        boot_limit: 6,
-        switches: Default::default(),
-    };
-    let stop = CancellationToken::new();
-    let engine = Engine::start(site, stop.clone()).await.unwrap();
+    let site = site(home).await;
+    let secret = site.seal.derive("swarm");
+    let library = Arc::new(Library::open(&home.join("images"), &[site.key.public()]).unwrap());
+    let (engine, stop) = start_on(site).await;
     let server = Server::new(ServeLimits::default());
     let frames = TcpListener::from_std(frames).unwrap();
     let port = frames.local_addr().unwrap().port();
