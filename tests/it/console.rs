@@ -2,8 +2,9 @@
 //! through a proxy that loses datagrams; with `ipmitool` as the other one who wants the console.
 
 use std::fs;
+use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket as StdSocket};
-use std::process::{Child, Command as Process, Stdio};
+use std::process::{Child, ChildStdout, Command as Process, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -98,6 +99,20 @@ impl Bmc {
         tool.args(["-qec", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         tool
     }
+}
+
+/// Waits until `ipmitool sol activate` has the console. What it says next must be read somewhere, so this is handed back.
+async fn operational(mut said: ChildStdout) -> ChildStdout {
+    let read = move || {
+        let (mut seen, mut part) = (String::new(), [0; 256]);
+        while !seen.contains("operational") {
+            let length = said.read(&mut part).unwrap();
+            assert!(length > 0, "ipmitool has no console: {seen}");
+            seen += &String::from_utf8_lossy(&part[..length]);
+        }
+        said
+    };
+    timeout(20_000 * MS, tokio::task::spawn_blocking(read)).await.unwrap().unwrap()
 }
 
 struct Site {
@@ -243,8 +258,7 @@ async fn both_directions_while_other_commands_go_on() {
     until("nobody wants it", || site.consoles.status(site.machine).0 == Status::Idle).await;
     // The BMC has its console back.
     let mut tool = bmc.ipmitool("sol activate").spawn().unwrap();
-    sleep(500 * MS).await;
-    assert!(tool.try_wait().unwrap().is_none(), "ipmitool has the console");
+    let _said = operational(tool.stdout.take().unwrap()).await;
     tool.kill().unwrap();
     tool.wait().unwrap();
 }
@@ -293,8 +307,7 @@ async fn a_console_that_somebody_has_is_left_or_taken_over() {
     let (bmc, mut machine) = Bmc::start().await;
     let mut tool = bmc.ipmitool("sol activate").spawn().unwrap();
     let site = Site::new(bmc.address);
-    // Its set-up takes a moment; whoever comes before it would have the console.
-    sleep(1000 * MS).await;
+    let _said = operational(tool.stdout.take().unwrap()).await;
     let mut watch = site.watch();
     let taken = |status: &Status| matches!(status, Status::Waiting { why, .. } if why.contains("somebody"));
     until("the console is in use", || taken(&site.consoles.status(site.machine).0)).await;
