@@ -5,7 +5,7 @@ use super::password::{own_secret, short};
 use crate::bmc::{Access, Answer, Command, Doors, Protocol};
 use crate::error::{Error, Result};
 use crate::lifecycle::{BmcAccount, BmcPassword, Machine, OWN_BMC_USER};
-use crate::machine::{PowerAction, Secret};
+use crate::machine::{MachineId, PowerAction, Secret};
 
 /// Which of a BMC's interfaces is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +59,13 @@ impl Engine {
             }
         }
         Ok(passwords)
+    }
+
+    /// For those who know no more of a machine than its id, and ask later than they learnt it.
+    pub(super) async fn access_by_id(&self, id: MachineId) -> Result<Access> {
+        let gone = || Error::not_found("machine.unknown", "this machine is not known here");
+        let machine = self.machine(id).ok_or_else(gone)?;
+        self.access(&machine, Door::First).await
     }
 
     /// How a machine's BMC is entered now.

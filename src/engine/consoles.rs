@@ -8,8 +8,8 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
+use super::bmc::doors;
 use crate::bmc::sol::{Consoles, Door};
-use crate::error::Error;
 use crate::lifecycle::{Machine, State};
 use crate::machine::MachineId;
 
@@ -27,12 +27,7 @@ impl Engine {
         let engine = self.clone();
         Arc::new(move |id| {
             let engine = engine.clone();
-            async move {
-                let gone = || Error::not_found("machine.unknown", "this machine is not known here");
-                let machine = engine.machine(id).ok_or_else(gone)?;
-                engine.access(&machine, super::bmc::Door::First).await
-            }
-            .boxed()
+            async move { engine.access_by_id(id).await }.boxed()
         })
     }
 }
@@ -117,8 +112,8 @@ impl Follower {
 }
 
 fn wanted(recorded: Recorded, machine: &Machine, powered: bool) -> bool {
-    // One address for both is that of Redfish alone, which has no serial console.
-    let has_console = machine.bmc.as_ref().is_some_and(|bmc| bmc.redfish != Some(bmc.address));
+    // Redfish has no serial console.
+    let has_console = machine.bmc.as_ref().is_some_and(|bmc| doors(bmc).ipmi.is_some());
     let matters = match (recorded, &machine.state) {
         (Recorded::Never, _) | (_, State::Retired) => false,
         (Recorded::Always, _) => true,
@@ -132,6 +127,7 @@ fn wanted(recorded: Recorded, machine: &Machine, powered: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
     use crate::lifecycle::BmcAccount;
     use crate::link::Problem;
 

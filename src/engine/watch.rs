@@ -4,12 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::bmc::Door;
 use super::{About, Engine};
 use crate::bmc::Access;
 pub use crate::bmc::sweep::Health;
 use crate::bmc::sweep::{Roster, Sweep};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::lifecycle::{Event, State};
 use crate::machine::MachineId;
 
@@ -35,9 +34,7 @@ impl Roster for Engine {
     }
 
     async fn access(&self, machine: MachineId) -> Result<Access> {
-        let gone = || Error::not_found("machine.unknown", "this machine is not known here");
-        let machine = self.machine(machine).ok_or_else(gone)?;
-        Engine::access(self, &machine, Door::First).await
+        self.access_by_id(machine).await
     }
 
     fn changed(&self, machine: MachineId, sentence: String) {
