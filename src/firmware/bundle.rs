@@ -9,6 +9,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
 use super::baseline::{Part, fits};
+use crate::durable;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::machine::Digest;
 
@@ -119,7 +120,7 @@ impl Bundles {
             Ok(Bundle { file, vendor, models, component, named, version, blake3, sha256, bytes })
         });
         let bundle = outcome.inspect_err(|_| drop(std::fs::remove_file(&copy)))?;
-        std::fs::rename(&copy, self.path(&bundle)).or_fail(
+        durable::rename(&copy, &self.path(&bundle)).or_fail(
             Kind::Config,
             "firmware.folder",
             || "cannot keep the bundle",
@@ -191,11 +192,9 @@ impl Bundles {
             "firmware.index",
             || "the index of firmware cannot be written",
         )?;
-        let (new, path) = (self.folder.join(".index.new"), self.folder.join(INDEX));
-        let written = File::create(&new)
-            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-            .and_then(|()| std::fs::rename(&new, &path));
-        written.or_fail(Kind::Config, "firmware.index", || format!("cannot write {}", path.display()))
+        let path = self.folder.join(INDEX);
+        durable::replace(&path, text.as_bytes())
+            .or_fail(Kind::Config, "firmware.index", || format!("cannot write {}", path.display()))
     }
 }
 

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::mpsc;
 
+use crate::durable;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::machine::MachineId;
 
@@ -283,10 +284,7 @@ impl Open {
 
 /// Replaces a file by its compressed form. Killed in between, there is the one or the other, whole.
 fn compress(log: &Path) -> io::Result<()> {
-    let (done, half) = (log.with_extension("log.zst"), log.with_extension("half"));
-    let bytes = zstd::bulk::compress(&fs::read(log)?, COMPRESSION)?;
-    fs::write(&half, bytes)?;
-    fs::rename(half, done)?;
+    durable::replace(&log.with_extension("log.zst"), &zstd::bulk::compress(&fs::read(log)?, COMPRESSION)?)?;
     fs::remove_file(log)
 }
 
@@ -449,7 +447,7 @@ impl Shelf {
             let excess = numbers.len().saturating_sub(limits.parts.max(2));
             let gone: &[u32] = if i < too_many { numbers } else { numbers.get(1..=excess).unwrap_or_default() };
             for number in gone {
-                for extension in ["log", "log.zst", "half", "idx"] {
+                for extension in ["log", "log.zst", "log.zst.new", "idx"] {
                     let _ = fs::remove_file(self.folder(machine).join(format!("{boot}-{number:03}.{extension}")));
                 }
             }
