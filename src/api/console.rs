@@ -15,8 +15,8 @@ use axum::{Json, Router};
 use serde::Deserialize;
 
 use super::Failure;
-use super::view::{ConsoleAsks, ConsoleBoot, ConsoleLine, ConsoleLines, ConsoleSays, ConsoleState, ConsoleView};
-use crate::bmc::sol::hub::{Hands, Status, Told, Typed, Watch};
+use super::view::{ConsoleAsks, ConsoleBoot, ConsoleLine, ConsoleLines, ConsoleSays, ConsoleView};
+use crate::bmc::sol::hub::{Hands, Told, Typed, Watch};
 use crate::bmc::sol::record::{Boot, Piece};
 use crate::bmc::sol::{Consoles, text};
 use crate::engine::Engine;
@@ -51,17 +51,6 @@ pub fn people(site: Site) -> Router {
         .with_state(site)
 }
 
-impl From<Status> for ConsoleState {
-    fn from(status: Status) -> Self {
-        match status {
-            Status::Idle => Self::Idle,
-            Status::Connecting => Self::Connecting,
-            Status::Connected => Self::Connected,
-            Status::Waiting { why, hint } => Self::Waiting { why, hint },
-        }
-    }
-}
-
 impl From<Boot> for ConsoleBoot {
     fn from(Boot { started, last, printed, stored }: Boot) -> Self {
         Self { boot: started, last, printed, stored }
@@ -78,7 +67,7 @@ async fn show(State(s): State<Site>, Path(name): Path<String>) -> Result<Json<Co
     let (status, recorded) = s.consoles.status(machine);
     let shelf = s.consoles.shelf().clone();
     let boots = beside(move || shelf.boots(machine)).await?;
-    Ok(Json(ConsoleView { state: status.into(), recorded, boots: boots.into_iter().map(Into::into).collect() }))
+    Ok(Json(ConsoleView { state: status, recorded, boots: boots.into_iter().map(Into::into).collect() }))
 }
 
 /// A range of a boot; the newest where none is named.
@@ -185,7 +174,7 @@ fn said(told: Told) -> Message {
     let say = match told {
         Told::Text(text) => return Message::Binary(Bytes::copy_from_slice(&text)),
         Told::Note(note) => ConsoleSays::Note(note),
-        Told::Status(status) => ConsoleSays::State(status.into()),
+        Told::Status(status) => ConsoleSays::State(status),
         Told::Displaced => ConsoleSays::Types(false),
     };
     Message::Text(serde_json::to_string(&say).unwrap_or_default().into())

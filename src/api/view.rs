@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bmc::sol::hub::Status;
 use crate::link::{Check, Measured, Problem, Progress};
 use crate::machine::{Firmware, Hostname, Inventory, MacAddr, MachineId, Place, Role, Serial, TargetRule};
 
@@ -114,25 +115,11 @@ pub struct PowerRequest {
 /// A machine's console.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ConsoleView {
-    pub state: ConsoleState,
+    pub state: Status,
     /// Whether it is recorded now.
     pub recorded: bool,
     /// Oldest first.
     pub boots: Vec<ConsoleBoot>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ConsoleState {
-    /// Nobody wants it.
-    Idle,
-    Connecting,
-    Connected,
-    /// It is tried again in a while.
-    Waiting {
-        why: String,
-        hint: Option<String>,
-    },
 }
 
 /// What is kept of a boot, from one power action to the next.
@@ -173,7 +160,7 @@ pub struct ConsoleLine {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ConsoleSays {
-    State(ConsoleState),
+    State(Status),
     Note(String),
     /// Whether what you type is taken.
     Types(bool),

@@ -16,7 +16,8 @@ use self::terminal::Terminal;
 use super::remote::Remote;
 use super::show;
 use crate::api::client::{Client, Live, segment};
-use crate::api::view::{ConsoleAsks, ConsoleLine, ConsoleLines, ConsoleSays, ConsoleState, ConsoleView};
+use crate::api::view::{ConsoleAsks, ConsoleLine, ConsoleLines, ConsoleSays, ConsoleView};
+use crate::bmc::sol::hub::Status;
 use crate::error::{Error, Kind, OrFail, Result};
 
 /// How often a recording is looked at that goes on.
@@ -82,13 +83,13 @@ fn boots(view: &ConsoleView) -> String {
     format!("{table}\n{now} {}", state(&view.state))
 }
 
-fn state(state: &ConsoleState) -> String {
+fn state(state: &Status) -> String {
     match state {
-        ConsoleState::Idle => "Nobody has the console open.".into(),
-        ConsoleState::Connecting => "Connecting to the BMC.".into(),
-        ConsoleState::Connected => "The console is connected.".into(),
-        ConsoleState::Waiting { why, hint: Some(hint) } => format!("No console: {why}. Hint: {hint}."),
-        ConsoleState::Waiting { why, hint: None } => format!("No console: {why}."),
+        Status::Idle => "Nobody has the console open.".into(),
+        Status::Connecting => "Connecting to the BMC.".into(),
+        Status::Connected => "The console is connected.".into(),
+        Status::Waiting { why, hint: Some(hint) } => format!("No console: {why}. Hint: {hint}."),
+        Status::Waiting { why, hint: None } => format!("No console: {why}."),
     }
 }
 
@@ -231,9 +232,7 @@ async fn converse(live: Live, terminal: &Terminal, types: bool) -> Result<()> {
 
 fn tell(terminal: &Terminal, say: ConsoleSays, types: bool) {
     match say {
-        ConsoleSays::State(now @ (ConsoleState::Connected | ConsoleState::Waiting { .. })) => {
-            terminal.say(&state(&now))
-        }
+        ConsoleSays::State(now @ (Status::Connected | Status::Waiting { .. })) => terminal.say(&state(&now)),
         ConsoleSays::State(_) => {}
         ConsoleSays::Note(note) => terminal.say(&note),
         ConsoleSays::Types(false) if types => {
