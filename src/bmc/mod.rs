@@ -42,6 +42,20 @@ pub enum Protocol {
     Redfish,
 }
 
+impl Protocol {
+    /// How errors name a BMC: `BMC 10.0.0.7`, with the port where it is not the protocol's own.
+    fn whose(self, address: SocketAddr) -> String {
+        let port = match self {
+            Protocol::Ipmi => rmcp::PORT,
+            Protocol::Redfish => redfish::PORT,
+        };
+        match address.port() == port {
+            true => format!("BMC {}", address.ip()),
+            false => format!("BMC {address}"),
+        }
+    }
+}
+
 impl std::fmt::Display for Protocol {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

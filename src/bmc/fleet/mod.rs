@@ -35,7 +35,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::act::Limits;
 use super::redfish::Known;
-use super::rmcp::{Pace, Session, whose};
+use super::rmcp::{Pace, Session};
 use super::{Access, Answer, Command, Doors, Protocol};
 use crate::error::{Error, Result};
 use crate::machine::Secret;
@@ -380,7 +380,7 @@ impl Call<'_> {
     /// turn, so that the try which is due is under way.
     fn admit(&self, taken: bool) -> Result<()> {
         let mut standing = lock(&self.entry.standing);
-        let name = whose(self.address);
+        let name = self.whose();
         if let Some(refused) = &standing.refused
             && refused.times >= REFUSALS_MAX
             && refused.is_of(self.access)
@@ -400,13 +400,17 @@ impl Call<'_> {
         Err(Error::unreachable("bmc.unreachable", message).because(open.why).hint(hint))
     }
 
+    fn whose(&self) -> String {
+        self.door.whose(self.address)
+    }
+
     fn busy(&self) -> Error {
-        Error::unreachable("bmc.busy", format!("{} is still busy with earlier commands", whose(self.address)))
+        Error::unreachable("bmc.busy", format!("{} is still busy with earlier commands", self.whose()))
             .hint("ask again in a minute")
     }
 
     fn gave_way(&self) -> Error {
-        Error::unreachable("bmc.gave-way", format!("{} is wanted for a command", whose(self.address)))
+        Error::unreachable("bmc.gave-way", format!("{} is wanted for a command", self.whose()))
     }
 }
 

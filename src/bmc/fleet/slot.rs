@@ -93,10 +93,7 @@ impl Slot {
         self.wait_to_log_in(settings, deadline).await;
         let line = match access.doors.way() {
             Some((Protocol::Ipmi, address)) => {
-                let opened = Session::open(access, address, settings.pace, self.suite, deadline).await;
-                // The suites of a BMC change with its settings and its firmware.
-                self.suite = opened.as_ref().ok().map(Session::suite);
-                Line::Ipmi(Box::new(opened?))
+                Line::Ipmi(Box::new(self.open_ipmi(access, address, settings, deadline).await?))
             }
             Some((Protocol::Redfish, address)) => {
                 let session = open_redfish(access, address, known, deadline).await?;
@@ -117,11 +114,22 @@ impl Slot {
         deadline: Instant,
     ) -> Result<Session> {
         self.wait_to_log_in(settings, deadline).await;
-        let opened = Session::open(access, address, settings.pace, self.suite, deadline).await;
-        self.suite = opened.as_ref().ok().map(Session::suite);
-        let mut session = opened?;
+        let mut session = self.open_ipmi(access, address, settings, deadline).await?;
         session.raise().await?;
         Ok(session)
+    }
+
+    async fn open_ipmi(
+        &mut self,
+        access: &Access,
+        address: SocketAddr,
+        settings: &Settings,
+        deadline: Instant,
+    ) -> Result<Session> {
+        let opened = Session::open(access, address, settings.pace, self.suite, deadline).await;
+        // The suites of a BMC change with its settings and its firmware.
+        self.suite = opened.as_ref().ok().map(Session::suite);
+        opened
     }
 
     async fn wait_to_log_in(&mut self, settings: &Settings, deadline: Instant) {

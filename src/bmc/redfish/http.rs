@@ -27,6 +27,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::tls::Pin;
+use crate::bmc::Protocol;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::machine::Secret;
 
@@ -49,14 +50,6 @@ const BROKE: &str = "broke the connection during";
 const HOPS_MAX: u32 = 4;
 /// Of what a BMC says, for people.
 const QUOTE_MAX: usize = 240;
-
-/// How errors name a BMC.
-pub fn whose(address: SocketAddr) -> String {
-    match address.port() {
-        443 => format!("BMC {}", address.ip()),
-        _ => format!("BMC {address}"),
-    }
-}
 
 #[derive(Debug, Clone)]
 pub enum Payload {
@@ -216,7 +209,7 @@ impl Http {
             .pool_max_idle_per_host(1)
             .build()
             .or_fail(Kind::Internal, "bmc.http", unfit)?;
-        let whose = whose(address);
+        let whose = Protocol::Redfish.whose(address);
         Ok(Self { client, address, base, whose, pin, begun: now, deadline, heard: false, last_used: now })
     }
 

@@ -22,7 +22,7 @@ use packet::Window;
 pub use wire::Pace;
 use wire::Wire;
 
-use super::Access;
+use super::{Access, Protocol};
 use crate::error::{Error, Result};
 use crate::ipmi::app::{CloseSession, Privilege, SetSessionPrivilege};
 use crate::ipmi::message::{lan_request, lan_response};
@@ -35,14 +35,6 @@ const BUSY: Duration = Duration::from_millis(250);
 const FAREWELL: Duration = Duration::from_millis(500);
 /// IPMI over LAN (IANA: asf-rmcp).
 pub const PORT: u16 = 623;
-
-/// How errors name a BMC.
-pub fn whose(address: SocketAddr) -> String {
-    match address.port() {
-        PORT => format!("BMC {}", address.ip()),
-        _ => format!("BMC {address}"),
-    }
-}
 
 fn unreachable(whose: &str, address: SocketAddr, waited: Duration, cause: Option<std::io::Error>) -> Error {
     let error =
@@ -91,7 +83,7 @@ impl Session {
         known: Option<Suite>,
         deadline: Instant,
     ) -> Result<Self> {
-        let whose = whose(address);
+        let whose = Protocol::Ipmi.whose(address);
         if access.user.len() > NAME_MAX || access.password.expose().len() > PASSWORD_MAX {
             let limits = format!("IPMI has user names up to {NAME_MAX} bytes and passwords up to {PASSWORD_MAX}");
             return Err(Error::input("bmc.auth", format!("the credentials for {whose} are too long"))
