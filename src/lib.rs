@@ -9,6 +9,7 @@ pub mod machine;
 pub mod link;
 pub mod ipmi;
 pub mod template;
+pub mod judge;
 pub mod lifecycle;
 pub mod outlet;
 pub mod config;

@@ -22,7 +22,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
-use crate::machine::{Digest, Hostname, Inventory, MacAddr, MachineId, Role, Secret, Serial, TargetRule};
+use crate::machine::{Digest, Hostname, Inventory, MacAddr, MachineId, Roles, Secret, Serial, TargetRule};
 
 /// Raised whenever an old agent would misread a new order. The appliance refuses any other number.
 pub const VERSION: u32 = 1;
@@ -148,7 +148,7 @@ pub struct Seed {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verify {
-    pub role: Role,
+    pub role: Roles,
     pub hostname: Hostname,
     /// The image that must be running.
     pub manifest: Digest,

@@ -120,7 +120,7 @@ pub async fn report(
     if !fits {
         return Err(Error::conflict("agent.mode", "this report does not fit where the agent runs").into());
     }
-    s.engine.submit(About::Machine(machine), Event::Reported { number, outcome }).await?;
+    s.engine.submit(About::Machine(machine), Event::Reported { number, outcome, findings: Vec::new() }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -49,7 +49,7 @@ pub fn view_of(engine: &Engine, m: &Machine, whole: bool) -> MachineView {
         since: m.entered,
         waiting: m.waiting().map(|w| Waiting { reason: w.reason, deadline: w.deadline }),
         progress: engine.progress(m.id),
-        role: m.order.as_ref().map(|o| o.role),
+        role: m.order.as_ref().map(|o| o.role.clone()),
         hostname: m.order.as_ref().map(|o| o.hostname.clone()),
         address: m.address,
         problem,
@@ -61,6 +61,7 @@ pub fn view_of(engine: &Engine, m: &Machine, whole: bool) -> MachineView {
         inventory: m.inventory.as_deref().filter(|_| whole).cloned(),
         checks: if whole { m.checks.clone() } else { Vec::new() },
         measured: if whole { m.measured.clone() } else { Vec::new() },
+        findings: m.findings.clone(),
         passport: passport.filter(|_| whole),
     }
 }
@@ -117,10 +118,10 @@ pub async fn deploy(
     if keys.len() > MAX_KEYS || keys.iter().any(|k| k.len() > MAX_KEY || k.contains(['\n', '\r', '\0'])) {
         return Err(Error::input("order.keys", "an SSH key is not one line, or there are too many").into());
     }
-    let image = request.image.unwrap_or_else(|| request.role.name().to_owned());
+    let image = request.image.unwrap_or_else(|| request.role.to_string().replace('+', "-"));
     let catalogue = s.library.current();
     let found = catalogue.resolve(&image)?;
-    if !found.manifest.roles.contains(&request.role) {
+    if !request.role.all_in(&found.manifest.roles) {
         return Err(Error::input(
             "order.image",
             format!("the image {image} is not made for the role {}", request.role),

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bmc::sol::hub::Status;
 use crate::link::{Check, Measured, Problem, Progress};
-use crate::machine::{Firmware, Hostname, Inventory, MacAddr, MachineId, Place, Role, Serial, TargetRule};
+use crate::machine::{Finding, Firmware, Hostname, Inventory, MacAddr, MachineId, Place, Roles, Serial, TargetRule};
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MachineList {
@@ -36,7 +36,7 @@ pub struct MachineView {
     /// Why the machine does not move on by itself right now.
     pub waiting: Option<Waiting>,
     pub progress: Option<Progress>,
-    pub role: Option<Role>,
+    pub role: Option<Roles>,
     pub hostname: Option<Hostname>,
     pub address: Option<std::net::IpAddr>,
     /// Only in `broken`.
@@ -48,6 +48,9 @@ pub struct MachineView {
     pub checks: Vec<Check>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub measured: Vec<Measured>,
+    /// What was not as it should be when it was last commissioned.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub findings: Vec<Finding>,
     /// The signed passport as it is handed out; only in `delivered`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub passport: Option<serde_json::Value>,
@@ -88,7 +91,7 @@ pub struct EventView {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeployRequest {
-    pub role: Role,
+    pub role: Roles,
     /// An image of the catalogue; the role's own name where absent.
     #[serde(default)]
     pub image: Option<String>,

@@ -12,7 +12,7 @@ use super::loader::{Loaders, Order};
 use super::script::{Asker, Dialect, arch_name};
 use super::{BootAnswer, Policy};
 use crate::error::Result;
-use crate::machine::{ClientArch, MacAddr, Role};
+use crate::machine::{ClientArch, MacAddr, Roles};
 
 /// In place of the machine's token. A plain word, as the templates want it.
 pub const MASKED: &str = "not-shown";
@@ -49,7 +49,7 @@ pub struct Explanation {
 pub struct Known {
     pub name: String,
     pub model: Option<String>,
-    pub role: Option<Role>,
+    pub role: Option<Roles>,
     pub state: String,
 }
 

@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::error::{Error, Result};
-use crate::machine::{ClientArch, MacAddr, MachineId, Role};
+use crate::machine::{ClientArch, MacAddr, MachineId, Roles};
 use crate::store::Db;
 use crate::store::lease::Writer;
 use crate::store::loader as learnt;
@@ -84,7 +84,7 @@ pub struct Facts {
     pub name: String,
     /// Product name from SMBIOS, once an inventory was taken.
     pub model: Option<String>,
-    pub role: Option<Role>,
+    pub role: Option<Roles>,
     /// Name of its state in the lifecycle.
     pub state: &'static str,
 }

@@ -9,7 +9,7 @@ use crate::api::client::{Client, segment};
 use crate::api::health::HealthView;
 use crate::api::view::{DeployRequest, EventView, MachineList, MachineView, PowerRequest};
 use crate::error::Result;
-use crate::machine::{Hostname, Role, TargetRule};
+use crate::machine::{Hostname, Roles, TargetRule};
 use crate::swarm::tracker::SwarmList;
 
 #[derive(clap::Args)]
@@ -35,7 +35,7 @@ enum Command {
         machine: String,
         /// kvm, docker or ovs.
         #[arg(long)]
-        role: Role,
+        role: Roles,
         /// Image of the catalogue; the newest of the role's own name if not given.
         #[arg(long)]
         image: Option<String>,

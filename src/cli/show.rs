@@ -47,7 +47,7 @@ pub fn machines(list: &[MachineView]) -> String {
             m.name.clone(),
             m.place.as_ref().map_or(String::new(), |p| p.to_string()),
             m.state.clone(),
-            m.role.map_or(String::new(), |r| r.to_string()),
+            m.role.as_ref().map_or(String::new(), |r| r.to_string()),
             m.address.map_or(String::new(), |a| a.to_string()),
             doing(m),
         ]);
@@ -66,6 +66,13 @@ pub fn machine(m: &MachineView, swarms: Option<&SwarmList>) -> String {
         lines.push(format!("broken: {} [{}]", problem.title, problem.code));
         lines.extend(problem.causes.iter().map(|c| format!("  because: {c}")));
         lines.extend(problem.hint.iter().map(|h| format!("  hint: {h}")));
+        lines.push(String::new());
+    }
+    for f in &m.findings {
+        lines.push(format!("{}: {f} [{}]", f.severity, f.id));
+        lines.push(format!("  expected {}, found {}; {}: {}", f.expected, f.found, f.who, f.next));
+    }
+    if !m.findings.is_empty() {
         lines.push(String::new());
     }
     lines.extend(m.ports.iter().map(|p| format!("on {} {} ({})", p.switch, p.port, p.mac)));

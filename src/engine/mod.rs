@@ -10,6 +10,7 @@ mod climb;
 pub mod consoles;
 mod effects;
 pub mod found;
+mod judging;
 pub mod learn;
 mod orders;
 mod pairing;

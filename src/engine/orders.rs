@@ -26,7 +26,7 @@ impl Engine {
             Task::Verify => {
                 let ordered = ordered(machine)?;
                 Order::Verify(Box::new(Verify {
-                    role: ordered.role,
+                    role: ordered.role.clone(),
                     hostname: ordered.hostname.clone(),
                     manifest: ordered.manifest,
                     kernel_floor: self.inner.site.seed.kernel_floor.clone(),
@@ -48,7 +48,7 @@ impl Engine {
         let seed = seed::render(&Facts {
             machine: machine.id,
             hostname: &ordered.hostname,
-            role: ordered.role,
+            role: &ordered.role,
             ssh_keys: &ordered.ssh_keys,
             url: &self.inner.site.seed.url,
             token: &self.token(machine.id),

@@ -28,7 +28,7 @@ impl Policy for Engine {
         Some(Facts {
             name: machine.name.clone(),
             model: machine.inventory.as_ref().and_then(|i| i.system.product.clone()),
-            role: machine.order.as_ref().map(|o| o.role),
+            role: machine.order.as_ref().map(|o| o.role.clone()),
             state: machine.state.name(),
         })
     }

@@ -136,8 +136,11 @@ fn publish(engine: &Engine, draft: Draft) {
 
 /// One fact: whose it is, what the rules say to it.
 fn take(engine: &Engine, draft: &mut Draft, at: Millis, about: &About, event: Event) -> Result<MachineId> {
-    let (machine, event) = resolve(engine, draft, at, about, event)?;
+    let (machine, mut event) = resolve(engine, draft, at, about, event)?;
     let id = machine.id;
+    if let Event::Reported { outcome, findings, .. } = &mut event {
+        *findings = engine.judge(&machine, outcome);
+    }
     match lifecycle::decide(at, &machine, &event) {
         Ok(step) => {
             tell_of_cabling(&machine, &step.machine);

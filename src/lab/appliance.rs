@@ -20,7 +20,7 @@ use super::spec::{APPLIANCE, BMC_USER, BRIDGE, Listed, Machine, NETWORK, POOL, S
 use crate::api::client::{Client, segment};
 use crate::api::view::{DeployRequest, EventView, MachineList, MachineView, PowerRequest};
 use crate::error::{Error, Kind, OrFail, Result};
-use crate::machine::{MacAddr, MachineId, Role};
+use crate::machine::{MacAddr, MachineId, Roles};
 
 const PORTS: std::ops::RangeInclusive<u16> = 8480..=8579;
 /// The first start may import images and check their digests.
@@ -246,9 +246,9 @@ impl Operator {
         self.client.post(&format!("/api/v1/machines/{id}/release"), &serde_json::json!({})).await
     }
 
-    pub async fn deploy(&self, id: MachineId, role: Role, compare_with_dd: bool) -> Result<MachineView> {
+    pub async fn deploy(&self, id: MachineId, role: impl Into<Roles>, compare_with_dd: bool) -> Result<MachineView> {
         let request = DeployRequest {
-            role,
+            role: role.into(),
             image: None,
             hostname: None,
             target: Default::default(),
@@ -291,11 +291,11 @@ pub async fn ready(api: &Operator, appliance: &mut Appliance, machines: &[Machin
 mod tests {
     use super::*;
     use crate::lab::spec::{BmcKind, MachineSpec};
-    use crate::machine::Firmware;
+    use crate::machine::{Firmware, Role};
 
     fn spec() -> Spec {
         let machine = MachineSpec {
-            role: Role::Ovs,
+            role: Role::Ovs.into(),
             firmware: Firmware::Uefi,
             memory_bytes: 1 << 30,
             disks: Vec::new(),

@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn each_machine_has_a_tap_and_each_bmc_an_address() {
         let spec = MachineSpec {
-            role: Role::Kvm,
+            role: Role::Kvm.into(),
             firmware: Firmware::Bios,
             memory_bytes: 1 << 30,
             disks: vec![],

@@ -98,7 +98,7 @@ mod tests {
 
     fn spec(memory_bytes: u64) -> Spec {
         let machine = MachineSpec {
-            role: Role::Kvm,
+            role: Role::Kvm.into(),
             firmware: Firmware::Bios,
             memory_bytes,
             disks: vec![],

@@ -13,7 +13,7 @@ use super::{Lab, Machine};
 use crate::api::view::{MachineView, StageTime};
 use crate::error::{Kind, OrFail, Result};
 use crate::link::{Check, Deployed, Measured, Problem, peer_share};
-use crate::machine::{Firmware, Role};
+use crate::machine::{Firmware, Roles};
 
 /// How much of a broken machine's console is shown.
 const CONSOLE_LINES: usize = 12;
@@ -33,7 +33,7 @@ pub struct Report {
 struct Entry {
     name: String,
     firmware: Firmware,
-    role: Role,
+    role: Roles,
     state: String,
     /// From power-on to delivered.
     seconds: Option<f64>,
@@ -139,7 +139,7 @@ fn entry(machine: &Machine, view: MachineView, seconds: Option<f64>) -> Entry {
     Entry {
         name: machine.name(),
         firmware: machine.spec.firmware,
-        role: view.role.unwrap_or(machine.spec.role),
+        role: view.role.clone().unwrap_or_else(|| machine.spec.role.clone()),
         seconds,
         serial: view.serial.as_ref().map(ToString::to_string),
         model,
@@ -242,7 +242,7 @@ mod tests {
         Entry {
             name: name.into(),
             firmware: Firmware::Bios,
-            role: Role::Kvm,
+            role: crate::machine::Role::Kvm.into(),
             state: state.into(),
             seconds: (state == "delivered").then_some(61.25),
             stages: stages.iter().map(|(s, t)| StageTime { state: (*s).into(), seconds: *t }).collect(),

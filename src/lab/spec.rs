@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::machine::{Firmware, MacAddr, Role};
+use crate::machine::{Firmware, MacAddr, Roles};
 
 /// 32 virtual machines is what one host can show; more are a matter for protocol-level rehearsals.
 pub const MAX_MACHINES: usize = 32;
@@ -34,7 +34,7 @@ pub struct Spec {
 
 #[derive(Debug, Clone)]
 pub struct MachineSpec {
-    pub role: Role,
+    pub role: Roles,
     pub firmware: Firmware,
     pub memory_bytes: u64,
     /// In the order of the firmware's boot list.

@@ -29,7 +29,7 @@ use crate::error::{Error, Kind, OrFail, Result};
 use crate::image::proof::{Passed, Proof};
 use crate::image::{Entry, verify_and_decompress};
 use crate::link::{Check, Outcome, Verify};
-use crate::machine::{Firmware, Hostname, MacAddr, MachineId, Serial};
+use crate::machine::{Firmware, Hostname, MacAddr, MachineId, Role, Roles, Serial};
 use crate::template::seed::{self, Facts};
 
 /// The disk is that much larger than the image: growing to it is part of the first boot.
@@ -79,7 +79,7 @@ pub async fn run(trial: &Trial<'_>, say: &(dyn Fn(&str) + Sync)) -> Result<Proof
     let hostname: Hostname = "image-test".parse()?;
     let manifest = &trial.entry.manifest;
     let orders = manifest.roles.iter().map(|role| Verify {
-        role: *role,
+        role: (*role).into(),
         hostname: hostname.clone(),
         manifest: trial.entry.digest,
         kernel_floor: major_minor(&manifest.boot.release),
@@ -89,8 +89,7 @@ pub async fn run(trial: &Trial<'_>, say: &(dyn Fn(&str) + Sync)) -> Result<Proof
     let facts = Facts {
         machine,
         hostname: &hostname,
-        // A seed has one role; the checks are those of each order.
-        role: manifest.roles.first().copied().unwrap_or(crate::machine::Role::Kvm),
+        role: &Roles::of(manifest.roles.iter().copied()).unwrap_or(Role::Kvm.into()),
         ssh_keys: &[],
         url: &format!("http://{HOST}:{}", appliance.port),
         token: &appliance.token,

@@ -16,7 +16,7 @@ use super::watch::{self, End};
 use super::{Guard, Lab, password_file, preflight, text};
 use crate::error::{Kind, OrFail, Result};
 use crate::image::Cache;
-use crate::machine::{Firmware, Role};
+use crate::machine::{Firmware, Role, Roles};
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -25,7 +25,7 @@ pub struct Options {
     machines: u8,
     /// What the machines become: kvm, docker or ovs; given more than once, in turn [default: all in turn]
     #[arg(long)]
-    role: Vec<Role>,
+    role: Vec<Roles>,
     /// How the machines boot; mixed: one by BIOS, two by UEFI, and so on
     #[arg(long, value_enum, default_value_t = Boots::Mixed)]
     firmware: Boots,
@@ -88,7 +88,7 @@ impl Options {
             std::path::absolute(&path).or_fail(Kind::Input, "lab.paths", || format!("{} is no path", path.display()))
         };
         let binary = std::env::current_exe().or_fail(Kind::Internal, "lab.paths", || "cannot find the own program")?;
-        let roles = if self.role.is_empty() { Role::ALL.to_vec() } else { self.role.clone() };
+        let roles = if self.role.is_empty() { Role::ALL.map(Roles::from).to_vec() } else { self.role.clone() };
         let boots = match self.firmware {
             Boots::Bios => vec![Firmware::Bios],
             Boots::Uefi => vec![Firmware::Uefi],
@@ -108,7 +108,7 @@ impl Options {
             binary,
             machines: machines
                 .map(|((role, firmware), bmc)| MachineSpec {
-                    role: *role,
+                    role: role.clone(),
                     firmware: *firmware,
                     memory_bytes: self.memory,
                     disks: vec![Disk { bytes: self.disk, kind: DiskKind::Nvme }],
@@ -192,7 +192,7 @@ async fn run(options: &Options, spec: Spec, guard: Guard) -> Result<ExitCode> {
     let powered = Instant::now();
     for machine in &lab.machines {
         let Some(view) = views.iter().find(|v| v.name == machine.name()) else { continue };
-        api.deploy(view.id, machine.spec.role, options.compares(machine.number)).await?;
+        api.deploy(view.id, machine.spec.role.clone(), options.compares(machine.number)).await?;
         api.power(view.id, "on").await?;
     }
     let timeout = Duration::from_secs(options.timeout);
@@ -256,10 +256,11 @@ mod tests {
     #[test]
     fn machines_of_all_roles_and_both_kinds_of_firmware_and_two_that_share_an_image() {
         let machines = spec(&[]).unwrap().machines;
-        let found: Vec<_> = machines.iter().map(|m| (m.firmware, m.role)).collect();
+        let found: Vec<_> = machines.iter().map(|m| (m.firmware, m.role.clone())).collect();
         let all = [(Firmware::Bios, Role::Kvm), (Firmware::Uefi, Role::Docker), (Firmware::Uefi, Role::Ovs)];
+        let all = all.map(|(firmware, role)| (firmware, Roles::from(role)));
         assert_eq!(found[..3], all);
-        assert_eq!(found[3..], [(Firmware::Bios, Role::Kvm)]);
+        assert_eq!(found[3..], [(Firmware::Bios, Role::Kvm.into())]);
         assert_eq!(machines[0].memory_bytes, 2 << 30);
         let bmcs: Vec<_> = machines.iter().map(|m| m.bmc).collect();
         assert_eq!(bmcs, [BmcKind::Ipmi, BmcKind::Redfish, BmcKind::Both, BmcKind::Ipmi]);
@@ -268,7 +269,10 @@ mod tests {
     #[test]
     fn one_role_for_all() {
         let machines = spec(&["--machines", "5", "--role", "docker", "--firmware", "uefi"]).unwrap().machines;
-        assert!(machines.len() == 5 && machines.iter().all(|m| m.role == Role::Docker && m.firmware == Firmware::Uefi));
+        assert!(
+            machines.len() == 5
+                && machines.iter().all(|m| m.role == Role::Docker.into() && m.firmware == Firmware::Uefi)
+        );
     }
 
     #[test]

@@ -220,7 +220,8 @@ mod tests {
         let disk = |kind| Disk { bytes: 10 << 30, kind };
         let disks = vec![disk(DiskKind::Nvme), disk(DiskKind::Hdd)];
         let bmc = BmcKind::Ipmi;
-        let spec = MachineSpec { role: Role::Kvm, firmware, memory_bytes: 2 << 30, disks, bmc, listed: Listed::Right };
+        let spec =
+            MachineSpec { role: Role::Kvm.into(), firmware, memory_bytes: 2 << 30, disks, bmc, listed: Listed::Right };
         Machine { number: 3, spec, dir: "/tmp/a,b".into(), run: "/run/r".into() }
     }
 

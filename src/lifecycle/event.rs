@@ -9,7 +9,7 @@ use super::baseline::BaselineNews;
 use super::cabling::{SeenPort, SwitchPort};
 use super::ladder::{Climb, Means};
 use crate::link::{Mode, Outcome, Problem};
-use crate::machine::{ClientArch, Digest, Hostname, MacAddr, Place, PowerAction, Role, Serial, TargetRule};
+use crate::machine::{ClientArch, Digest, Finding, Hostname, MacAddr, Place, PowerAction, Roles, Serial, TargetRule};
 
 /// A fact, as a type. Stored as it is: a variant may gain fields with defaults, never lose or change one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,6 +56,9 @@ pub enum Event {
     Reported {
         number: u64,
         outcome: Outcome,
+        /// Added at the door: what is not as it should be.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        findings: Vec<Finding>,
     },
     /// It shall become a host.
     Ordered(Order),
@@ -148,7 +151,11 @@ impl Event {
             Event::Hello { mode: Mode::Resident, agent_version, .. } => {
                 format!("agent {agent_version} runs on the installed system")
             }
-            Event::Reported { outcome, .. } => outcome_sentence(outcome),
+            Event::Reported { outcome, findings, .. } if findings.is_empty() => outcome_sentence(outcome),
+            Event::Reported { outcome, findings, .. } => {
+                let each: Vec<String> = findings.iter().map(Finding::to_string).collect();
+                format!("{}; {}", outcome_sentence(outcome), each.join("; "))
+            }
             Event::Ordered(o) => format!("ordered as {} ({} {})", o.hostname, o.image_name, o.manifest.short()),
             Event::ReleaseRequested => "release asked for".into(),
             Event::RetryRequested => "retry asked for".into(),
@@ -250,7 +257,7 @@ fn six() -> u32 {
 /// What a machine is to become. Complete when it is accepted: nothing is looked up later.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Order {
-    pub role: Role,
+    pub role: Roles,
     pub image_name: String,
     pub manifest: Digest,
     pub hostname: Hostname,

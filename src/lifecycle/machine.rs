@@ -13,7 +13,7 @@ use super::ladder::Ladder;
 use super::passport::PassingChecks;
 use super::{BootChoice, boot_choice};
 use crate::link::{Check, Deployed, Measured, Mode, Problem};
-use crate::machine::{ClientArch, Disk, Inventory, MacAddr, MachineId, Place, Serial};
+use crate::machine::{ClientArch, Disk, Finding, Inventory, MacAddr, MachineId, Place, Serial};
 
 /// Milliseconds since 1970, UTC.
 pub type Millis = i64;
@@ -42,6 +42,9 @@ pub struct Machine {
     pub agent: Option<AgentSeen>,
     pub inventory: Option<Arc<Inventory>>,
     pub measured: Vec<Measured>,
+    /// What was not as it should be when it was last commissioned.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
     /// Its firmware and settings, since it was last commissioned.
     #[serde(default)]
     pub baseline: Option<Baseline>,
@@ -175,6 +178,7 @@ impl Machine {
             agent: None,
             inventory: None,
             measured: Vec::new(),
+            findings: Vec::new(),
             baseline: None,
             order: None,
             target: None,

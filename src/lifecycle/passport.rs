@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Machine, Millis, StageTime};
 use crate::link::{Check, Deployed, Measured, Problem};
-use crate::machine::{Disk, Firmware, Hostname, Inventory, MachineId, Place, Role};
+use crate::machine::{Disk, Firmware, Hostname, Inventory, MachineId, Place, Role, Roles};
 
 pub const VERSION: u32 = 1;
 
@@ -28,7 +28,7 @@ pub struct PassingChecks(Vec<String>);
 
 impl PassingChecks {
     /// Refused where a check that the role needs is missing or did not pass, naming each.
-    pub fn of(role: Role, checks: &[Check]) -> Result<Self, Problem> {
+    pub fn of(roles: &Roles, checks: &[Check]) -> Result<Self, Problem> {
         let failed: Vec<&Check> = checks.iter().filter(|c| !c.passed).collect();
         if let Some(first) = failed.first() {
             let each = failed.iter().map(|c| format!("{}: expected {}, found {}", c.id, c.expected, c.found));
@@ -41,7 +41,7 @@ impl PassingChecks {
         }
         let missing: Vec<&str> = HOST_CHECKS
             .iter()
-            .chain(role_checks(role))
+            .chain(roles.iter().flat_map(role_checks))
             .copied()
             .filter(|id| !checks.iter().any(|c| c.id == *id))
             .collect();
@@ -64,7 +64,7 @@ pub struct Passport {
     pub machine: MachineId,
     pub name: String,
     pub place: Option<Place>,
-    pub role: Role,
+    pub role: Roles,
     pub hostname: Hostname,
     pub firmware: Option<Firmware>,
     pub image: String,
@@ -86,7 +86,7 @@ impl Passport {
             causes: Vec::new(),
         };
         let order = machine.order.as_ref().ok_or_else(|| incomplete("an order"))?;
-        PassingChecks::of(order.role, &machine.checks)?;
+        PassingChecks::of(&order.role, &machine.checks)?;
         let mut times = machine.times.clone();
         times.push(StageTime { state: machine.state.name().to_owned(), millis: now - machine.entered });
         Ok(Self {
@@ -94,7 +94,7 @@ impl Passport {
             machine: machine.id,
             name: machine.name.clone(),
             place: machine.place.clone(),
-            role: order.role,
+            role: order.role.clone(),
             hostname: order.hostname.clone(),
             firmware: machine.arch.map(|a| a.firmware()),
             image: order.image_name.clone(),

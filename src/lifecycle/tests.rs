@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::link::{Check, Deployed, Measured, Outcome, Problem};
 use crate::machine::{
-    ClientArch, Digest, Disk, Firmware, Inventory, MacAddr, MachineId, Memory, PowerAction, Role, Serial, System,
-    TargetRule,
+    ClientArch, Digest, Disk, Finding, Firmware, Inventory, MacAddr, MachineId, PowerAction, Role, Serial, Severity,
+    TargetRule, Who,
 };
 
 const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
@@ -63,7 +63,7 @@ fn hello(mode: Mode, boot: u128) -> Event {
 
 fn order(role: Role) -> Event {
     Event::Ordered(Order {
-        role,
+        role: role.into(),
         image_name: "kvm 1".into(),
         manifest: Digest([1; 32]),
         hostname: "m1".parse().unwrap(),
@@ -75,25 +75,16 @@ fn order(role: Role) -> Event {
 
 fn inventory() -> Inventory {
     Inventory {
-        system: System::default(),
         firmware: Firmware::Uefi,
-        cpus: vec![],
-        memory: Memory::default(),
         disks: vec![Disk {
             name: "vda".into(),
-            model: None,
             serial: Serial::parse("DSK1"),
-            wwn: None,
             size_bytes: 10 << 30,
-            rotational: false,
-            removable: false,
-            read_only: false,
             transport: "virtio".into(),
-            firmware: None,
+            ..Disk::default()
         }],
-        nics: vec![],
-        bmc: None,
         kernel: "6.1".into(),
+        ..Inventory::default()
     }
 }
 
@@ -157,7 +148,7 @@ impl Talk {
     /// A machine with a BMC is looked at when its inventory is there; nothing is found that has to be done.
     fn report(&mut self, outcome: Outcome) -> Result<(), Refused> {
         let number = self.machine.number;
-        self.tell(Event::Reported { number, outcome })?;
+        self.tell(Event::Reported { number, outcome, findings: Vec::new() })?;
         match self.machine.baseline_running() {
             Some(_) => self.tell(baseline::nothing_to_do()),
             None => Ok(()),
@@ -203,6 +194,37 @@ fn a_listed_bmc_gets_a_password_of_its_own_when_it_is_enlisted_and_once() {
     talk.tell(Event::Expected(other)).unwrap();
     talk.tell(wanted).unwrap();
     assert_eq!(talk.actions.last(), Some(&Action::ChangeBmcPassword), "it waits as ready");
+}
+
+fn finding(severity: Severity, part: &str) -> Finding {
+    Finding {
+        id: "disk.health".into(),
+        part: part.into(),
+        severity,
+        cause: "the drive says that it fails".into(),
+        expected: "passed".into(),
+        found: "failed".into(),
+        who: Who::Supplier,
+        next: "exchange the drive".into(),
+    }
+}
+
+#[test]
+fn a_fault_keeps_a_machine_out_of_the_pool_and_a_warning_does_not() {
+    for (severity, end) in [(Severity::Warning, "ready"), (Severity::Fault, "broken")] {
+        let mut talk = Talk::new();
+        for event in [expectation(false), sighted(true), hello(Mode::Ram, 1)] {
+            talk.tell(event).unwrap();
+        }
+        let findings = vec![finding(severity, "disk sda"), finding(Severity::Note, "disk sdb")];
+        let number = talk.machine.number;
+        talk.tell(Event::Reported { number, outcome: commissioned(), findings }).unwrap();
+        assert_eq!((talk.machine.state.name(), talk.machine.findings.len()), (end, 2));
+        if let State::Broken { problem, .. } = &talk.machine.state {
+            assert_eq!(problem.title, "disk sda: the drive says that it fails");
+            assert!(problem.hint.as_ref().is_some_and(|hint| hint.starts_with("exchange the drive")));
+        }
+    }
 }
 
 #[test]
@@ -299,7 +321,10 @@ fn a_failed_or_missing_check_keeps_the_host_back_and_names_it() {
 #[test]
 fn a_report_on_an_old_order_changes_nothing() {
     let mut talk = Talk::until_verifying(Role::Kvm);
-    assert_eq!(talk.tell(Event::Reported { number: 1, outcome: deployed(1) }), Err(Refused::Stale));
+    assert_eq!(
+        talk.tell(Event::Reported { number: 1, outcome: deployed(1), findings: Vec::new() }),
+        Err(Refused::Stale)
+    );
     assert_eq!(talk.machine.state, State::Verifying);
 }
 
@@ -464,7 +489,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         (0..4u128).prop_map(|b| hello(Mode::Ram, b)),
         (0..4u128).prop_map(|b| hello(Mode::Resident, b)),
         // Number 0 is replaced by the current one, so that reports are often welcome.
-        outcome.prop_map(|outcome| Event::Reported { number: 0, outcome }),
+        outcome.prop_map(|outcome| Event::Reported { number: 0, outcome, findings: Vec::new() }),
         Just(order(Role::Kvm)),
         Just(Event::ReleaseRequested),
         Just(Event::RetryRequested),
@@ -487,7 +512,7 @@ proptest! {
         for (event, pause) in events {
             talk.now += pause;
             let event = match event {
-                Event::Reported { outcome, .. } => Event::Reported { number: talk.machine.number, outcome },
+                Event::Reported { outcome, .. } => Event::Reported { number: talk.machine.number, outcome, findings: Vec::new() },
                 other => other,
             };
             let before = talk.machine.clone();
@@ -495,7 +520,7 @@ proptest! {
                 prop_assert_eq!(&before, &talk.machine);
             }
             if let State::Delivered { .. } = talk.machine.state {
-                prop_assert!(passport::PassingChecks::of(Role::Kvm, &talk.machine.checks).is_ok());
+                prop_assert!(passport::PassingChecks::of(&Role::Kvm.into(), &talk.machine.checks).is_ok());
             }
             // Nobody is sent round for ever unheard.
             let looping = talk.machine.boots > 9 && !matches!(boot_choice(&talk.machine), BootChoice::Hold { .. });

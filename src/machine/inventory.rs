@@ -6,14 +6,28 @@ use serde::{Deserialize, Serialize};
 
 use super::{Firmware, MacAddr, Serial};
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Inventory {
     pub system: System,
+    #[serde(default)]
+    pub board: Board,
+    #[serde(default)]
+    pub chassis: Board,
+    #[serde(default)]
+    pub tpm: Option<Tpm>,
     pub firmware: Firmware,
     pub cpus: Vec<Cpu>,
     pub memory: Memory,
     pub disks: Vec<Disk>,
     pub nics: Vec<Nic>,
+    /// All devices on PCI but bridges, in the order of their addresses.
+    #[serde(default)]
+    pub pci: Vec<PciDevice>,
+    #[serde(default)]
+    pub numa: Vec<NumaNode>,
+    /// What the kernel has said that a good machine does not make it say.
+    #[serde(default)]
+    pub concerns: Vec<Concern>,
     /// The BMC as `/dev/ipmi0` tells it, where there is one.
     pub bmc: Option<InBandBmc>,
     /// Kernel release of the system that took the inventory.
@@ -32,6 +46,24 @@ pub struct System {
     pub bios_date: Option<String>,
 }
 
+/// Main board and chassis, SMBIOS type 2 and 3 (DSP0134 sections 7.3 and 7.4).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Board {
+    pub manufacturer: Option<String>,
+    pub product: Option<String>,
+    pub version: Option<String>,
+    pub serial: Option<Serial>,
+    pub asset_tag: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tpm {
+    /// `1.2`, `2.0`.
+    pub version: String,
+    pub vendor: Option<String>,
+    pub firmware: Option<String>,
+}
+
 /// One populated socket (SMBIOS type 4), with what the kernel adds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cpu {
@@ -43,6 +75,15 @@ pub struct Cpu {
     pub microcode: Option<String>,
     /// Hardware virtualisation usable by the kernel: the `vmx` or `svm` flag.
     pub virtualisation: bool,
+    /// Family, model and stepping as the kernel writes them: `6-85-7`.
+    #[serde(default)]
+    pub stepping: Option<String>,
+    /// Of `/proc/cpuinfo`, sorted.
+    #[serde(default)]
+    pub flags: Vec<String>,
+    /// The scaling governor; `None` where the kernel does not scale.
+    #[serde(default)]
+    pub governor: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -52,19 +93,31 @@ pub struct Memory {
     /// Populated slots only (SMBIOS type 17).
     pub dimms: Vec<Dimm>,
     pub slots: u16,
+    /// Names of the slots without a DIMM.
+    #[serde(default)]
+    pub empty: Vec<String>,
+    /// Errors that the memory controllers corrected and could not correct since the kernel started; `None` without EDAC.
+    #[serde(default)]
+    pub corrected_errors: Option<u64>,
+    #[serde(default)]
+    pub uncorrected_errors: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Dimm {
     pub slot: String,
     pub size_bytes: u64,
+    /// As configured, in MT/s.
     pub speed_mts: Option<u16>,
+    /// What the DIMM could do, in MT/s.
+    #[serde(default)]
+    pub rated_mts: Option<u16>,
     pub manufacturer: Option<String>,
     pub part: Option<String>,
     pub serial: Option<Serial>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Disk {
     /// Kernel name without `/dev/`: `sda`, `nvme0n1`, `vda`.
     pub name: String,
@@ -79,6 +132,36 @@ pub struct Disk {
     /// `nvme`, `sata`, `sas`, `usb`, `virtio`, `scsi`.
     pub transport: String,
     pub firmware: Option<String>,
+    /// Where it is plugged in, as the enclosure or the PCI slot says: `enclosure 1 slot 7`.
+    #[serde(default)]
+    pub slot: Option<String>,
+    /// PCI address of its controller; for NVMe its own.
+    #[serde(default)]
+    pub controller: Option<String>,
+    #[serde(default)]
+    pub numa: Option<u16>,
+    /// `None`: it has nothing to say of itself, or no tool to ask it.
+    #[serde(default)]
+    pub health: Option<DiskHealth>,
+}
+
+/// SMART or the health log of NVMe, as `smartctl --json` tells it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DiskHealth {
+    /// The drive's own verdict.
+    pub passed: Option<bool>,
+    /// Share of the rated endurance that is used, in percent; may exceed 100.
+    pub wear_percent: Option<u16>,
+    pub power_on_hours: Option<u64>,
+    pub temperature_celsius: Option<i16>,
+    pub reallocated_sectors: Option<u64>,
+    pub pending_sectors: Option<u64>,
+    pub uncorrectable_errors: Option<u64>,
+    /// Bytes since it was made.
+    pub written_bytes: Option<u64>,
+    /// NVMe critical warnings in words: `spare below threshold`.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -93,6 +176,75 @@ pub struct Nic {
     pub speed_mbps: Option<u32>,
     /// This is the one the machine booted from.
     pub boot: bool,
+    /// The highest that it supports, in Mb/s.
+    #[serde(default)]
+    pub max_mbps: Option<u32>,
+    /// Combined or receive queues, in use and possible.
+    #[serde(default)]
+    pub queues: Option<u16>,
+    #[serde(default)]
+    pub max_queues: Option<u16>,
+    #[serde(default)]
+    pub numa: Option<u16>,
+    /// What the switch says by LLDP.
+    #[serde(default)]
+    pub neighbour: Option<Neighbour>,
+}
+
+/// The other end of a cable (IEEE 802.1AB).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Neighbour {
+    /// System name; the chassis id where it has none.
+    pub switch: String,
+    /// Port id, and its description where that differs.
+    pub port: String,
+    pub description: Option<String>,
+    /// The untagged VLAN of the port.
+    pub vlan: Option<u16>,
+}
+
+/// A function of a PCI device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PciDevice {
+    /// `0000:3b:00.1`: domain, bus, device, function.
+    pub address: String,
+    /// `8086:1572`, vendor and device.
+    pub id: String,
+    /// Base class and subclass: `0x0302` is a 3D controller.
+    pub class: u16,
+    /// As the PCI ID repository calls it; `None` where it does not know it.
+    pub name: Option<String>,
+    pub driver: Option<String>,
+    pub numa: Option<u16>,
+    /// As negotiated, and as both ends could; `None` for devices of the root complex.
+    pub link: Option<PciLink>,
+    pub capable: Option<PciLink>,
+}
+
+/// Speed and width of a PCI Express link.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PciLink {
+    /// GT/s of one lane.
+    pub gts: f32,
+    pub lanes: u8,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NumaNode {
+    pub node: u16,
+    pub memory_bytes: u64,
+    /// As the kernel writes it: `0-15,32-47`.
+    pub cpus: String,
+}
+
+/// One kind of message of the kernel that tells of a fault in the hardware.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Concern {
+    /// `mce`, `edac`, `aer`, `thermal`, `ata`, `nvme`, `link`, `firmware`.
+    pub kind: String,
+    /// The first message of this kind.
+    pub message: String,
+    pub count: u32,
 }
 
 /// What the host side of the BMC tells: enough to pair a BMC with its host without guessing.

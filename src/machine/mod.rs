@@ -1,25 +1,35 @@
 //! The nouns: what a machine is, in types that are parsed once at the door and trusted from there on.
 //!
-//! [`id`] names things, [`inventory`] says what is built in, [`target`] picks the disk to install on.
+//! [`id`] names things, [`inventory`] says what is built in, [`finding`] what is wrong with it, [`role`] what it shall become,
+//! [`target`] picks the disk to install on.
 
+pub mod finding;
 pub mod id;
 pub mod inventory;
 pub mod power;
+pub mod role;
 pub mod secret;
 pub mod target;
 
+pub use finding::{Finding, Severity, Who};
 pub use id::{Digest, Hostname, MacAddr, MachineId, Serial};
-pub use inventory::{Cpu, Dimm, Disk, InBandBmc, Inventory, Memory, Nic, System};
+pub use inventory::{
+    Board, Concern, Cpu, Dimm, Disk, DiskHealth, InBandBmc, Inventory, Memory, Neighbour, Nic, NumaNode, PciDevice,
+    PciLink, System, Tpm,
+};
 pub use power::PowerAction;
+pub use role::{Role, Roles};
 pub use secret::Secret;
 pub use target::{TargetRule, select_target};
 
 use serde::{Deserialize, Serialize};
 
 /// The firmware a machine boots with: decides the boot file and which boot loader of an image is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Firmware {
+    /// Also where nothing says otherwise: UEFI shows itself.
+    #[default]
     Bios,
     Uefi,
 }
@@ -94,44 +104,6 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// What a role makes of a machine. A closed set here; what each one installs is data (`templates/role/*.toml`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    Kvm,
-    Docker,
-    Ovs,
-}
-
-impl Role {
-    pub const ALL: [Role; 3] = [Role::Kvm, Role::Docker, Role::Ovs];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Role::Kvm => "kvm",
-            Role::Docker => "docker",
-            Role::Ovs => "ovs",
-        }
-    }
-}
-
-impl std::fmt::Display for Role {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl std::str::FromStr for Role {
-    type Err = crate::error::Error;
-
-    fn from_str(s: &str) -> Result<Self, Self::Err> {
-        Role::ALL.into_iter().find(|r| r.name() == s).ok_or_else(|| {
-            crate::error::Error::input("role.unknown", format!("there is no role {s:?}"))
-                .hint("the roles are kvm, docker and ovs")
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,11 +115,5 @@ mod tests {
         assert_eq!(ClientArch::from_code(11), Some(ClientArch::UefiArm64));
         assert!(ClientArch::from_code(16).is_some_and(ClientArch::is_http));
         assert_eq!(ClientArch::from_code(999), None);
-    }
-
-    #[test]
-    fn an_unknown_role_names_the_known_ones() {
-        let error = "kvmm".parse::<Role>().unwrap_err();
-        assert!(error.next_step().is_some_and(|h| h.contains("kvm, docker and ovs")));
     }
 }

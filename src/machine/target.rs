@@ -117,15 +117,12 @@ mod tests {
     fn disk(name: &str, gib: u64, rotational: bool) -> Disk {
         Disk {
             name: name.into(),
-            model: None,
             serial: Serial::parse(&format!("DSK-{name}")),
             wwn: Some(format!("naa.{name}")),
             size_bytes: gib << 30,
             rotational,
-            removable: false,
-            read_only: false,
             transport: "sata".into(),
-            firmware: None,
+            ..Disk::default()
         }
     }
 

@@ -8,13 +8,13 @@ use serde::Serialize;
 use super::render as document;
 use crate::error::Result;
 use crate::link::Seed;
-use crate::machine::{Digest, Hostname, MacAddr, MachineId, Role};
+use crate::machine::{Digest, Hostname, MacAddr, MachineId, Roles};
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Facts<'a> {
     pub machine: MachineId,
     pub hostname: &'a Hostname,
-    pub role: Role,
+    pub role: &'a Roles,
     pub ssh_keys: &'a [String],
     /// Where the appliance is reached from the host.
     pub url: &'a str,
@@ -41,12 +41,13 @@ pub fn render(facts: &Facts<'_>) -> Result<Seed> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Role;
 
-    fn facts<'a>(hostname: &'a Hostname, keys: &'a [String]) -> Facts<'a> {
+    fn facts<'a>(hostname: &'a Hostname, role: &'a Roles, keys: &'a [String]) -> Facts<'a> {
         Facts {
             machine: MachineId(uuid::Uuid::nil()),
             hostname,
-            role: Role::Kvm,
+            role,
             ssh_keys: keys,
             url: "http://10.77.0.1",
             token: "00ff",
@@ -59,7 +60,7 @@ mod tests {
     #[test]
     fn the_three_documents() {
         let (host, keys) = ("kvm-01.lab".parse().unwrap(), ["ssh-ed25519 AAAA ops".to_owned()]);
-        let seed = render(&facts(&host, &keys)).unwrap();
+        let seed = render(&facts(&host, &Role::Kvm.into(), &keys)).unwrap();
         insta::assert_snapshot!(
             "seed",
             format!("{}\n====\n{}\n====\n{}", seed.meta_data, seed.user_data, seed.network_config)
@@ -69,7 +70,7 @@ mod tests {
     #[test]
     fn a_key_cannot_break_out_of_its_field() {
         let (host, keys) = ("a".parse().unwrap(), ["x\"\nruncmd: [evil]".to_owned()]);
-        let seed = render(&facts(&host, &keys)).unwrap();
+        let seed = render(&facts(&host, &Role::Kvm.into(), &keys)).unwrap();
         assert!(!seed.user_data.lines().any(|l| l.starts_with("runcmd: [evil]")));
     }
 }

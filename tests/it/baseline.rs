@@ -10,7 +10,7 @@ use rackline::firmware::{Depot, Part};
 use rackline::lab::redfish::{self, Fault, Hardware, Identity, Reset, Simulated};
 use rackline::lifecycle::{BmcAccount, Event, Expectation, Machine, State};
 use rackline::link::{Mode, Order, Outcome};
-use rackline::machine::{ClientArch, Firmware, Inventory, MacAddr, MachineId, Memory, Secret, Serial, System};
+use rackline::machine::{ClientArch, Firmware, Inventory, MacAddr, MachineId, Secret, Serial, System};
 use tokio_util::sync::CancellationToken;
 
 use super::engine;
@@ -138,20 +138,14 @@ impl Rack {
             serial: Some(self.serial.clone()),
             ..System::default()
         };
-        let inventory = Inventory {
-            system,
-            firmware: Firmware::Uefi,
-            cpus: vec![],
-            memory: Memory::default(),
-            disks: vec![],
-            nics: vec![],
-            bmc: None,
-            kernel: "6.1".into(),
-        };
+        let inventory = Inventory { system, firmware: Firmware::Uefi, kernel: "6.1".into(), ..Inventory::default() };
         let issued = engine.order(id, Mode::Ram, None, Duration::ZERO).await.unwrap();
         assert!(matches!(issued.order, Order::Commission { .. }), "{:?}", issued.order);
         let outcome = Outcome::Commissioned { inventory: Box::new(inventory), measured: vec![], bmc_user_made: false };
-        engine.submit(About::Machine(id), Event::Reported { number: issued.number, outcome }).await.unwrap();
+        engine
+            .submit(About::Machine(id), Event::Reported { number: issued.number, outcome, findings: Vec::new() })
+            .await
+            .unwrap();
     }
 
     fn uploads(&self) -> usize {

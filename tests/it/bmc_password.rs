@@ -24,7 +24,7 @@ async fn enlist(engine: &Engine, id: MachineId, in_band: Option<std::net::IpAddr
         inventory.bmc = Some(InBandBmc { address: in_band, mac: None, firmware: None });
     }
     let number = engine.machine(id).unwrap().number;
-    engine.submit(About::Machine(id), Event::Reported { number, outcome }).await.unwrap();
+    engine.submit(About::Machine(id), Event::Reported { number, outcome, findings: Vec::new() }).await.unwrap();
 }
 
 /// Waits for the action to be settled and gives its event.

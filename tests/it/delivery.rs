@@ -15,7 +15,7 @@ const DELIVERY: Duration = Duration::from_secs(15 * 60);
 
 fn machine(role: Role, firmware: Firmware) -> MachineSpec {
     let disks = vec![Disk { bytes: 10 << 30, kind: DiskKind::Nvme }];
-    MachineSpec { role, firmware, memory_bytes: 2 << 30, disks, bmc: BmcKind::Ipmi, listed: Listed::Right }
+    MachineSpec { role: role.into(), firmware, memory_bytes: 2 << 30, disks, bmc: BmcKind::Ipmi, listed: Listed::Right }
 }
 
 fn spec(name: &str, dir: &Path, machines: Vec<MachineSpec>) -> Spec {

@@ -9,9 +9,7 @@ use rackline::engine::{About, Engine, SeedFacts, Site};
 use rackline::image::SigningKey;
 use rackline::lifecycle::{Event, Expectation, Order, State};
 use rackline::link::{Mode, Order as Issue, Outcome};
-use rackline::machine::{
-    ClientArch, Digest, Firmware, Inventory, MacAddr, MachineId, Memory, Role, Serial, System, TargetRule,
-};
+use rackline::machine::{ClientArch, Digest, Inventory, MacAddr, MachineId, Role, Serial, TargetRule};
 use rackline::store::Db;
 use rackline::store::seal::Seal;
 use tokio_util::sync::CancellationToken;
@@ -70,7 +68,7 @@ pub fn hello(serial: &str, uuid: u128, mac: MacAddr) -> Event {
 
 fn order() -> Event {
     Event::Ordered(Order {
-        role: Role::Kvm,
+        role: Role::Kvm.into(),
         image_name: "kvm 1".into(),
         manifest: Digest([1; 32]),
         hostname: "kvm-1".parse().unwrap(),
@@ -81,16 +79,7 @@ fn order() -> Event {
 }
 
 pub fn commissioned() -> Outcome {
-    let inventory = Inventory {
-        system: System::default(),
-        firmware: Firmware::Bios,
-        cpus: vec![],
-        memory: Memory::default(),
-        disks: vec![],
-        nics: vec![],
-        bmc: None,
-        kernel: "6.1".into(),
-    };
+    let inventory = Inventory { kernel: "6.1".into(), ..Inventory::default() };
     Outcome::Commissioned { inventory: Box::new(inventory), measured: vec![], bmc_user_made: false }
 }
 
@@ -122,7 +111,7 @@ async fn a_stop_at_any_moment_goes_on_where_it_was() {
     engine.submit(About::Machine(id), order()).await.unwrap();
     let issued = engine.order(id, Mode::Ram, None, Duration::ZERO).await.unwrap();
     assert!(matches!(issued.order, Issue::Commission { bmc_user: Some(_) }));
-    let report = Event::Reported { number: issued.number, outcome: commissioned() };
+    let report = Event::Reported { number: issued.number, outcome: commissioned(), findings: Vec::new() };
     engine.submit(About::Machine(id), report).await.unwrap();
     let before = engine.machine(id).unwrap();
     let deploy = engine.order(id, Mode::Ram, None, Duration::ZERO).await.unwrap();
@@ -133,7 +122,7 @@ async fn a_stop_at_any_moment_goes_on_where_it_was() {
     assert_eq!(again.machine(id).unwrap(), before);
     assert_eq!(again.order(id, Mode::Ram, None, Duration::ZERO).await.unwrap(), deploy);
     // The same report again, as an agent that saw no answer repeats it: stale, and nothing changes.
-    let stale = Event::Reported { number: issued.number, outcome: commissioned() };
+    let stale = Event::Reported { number: issued.number, outcome: commissioned(), findings: Vec::new() };
     assert_eq!(again.submit(About::Machine(id), stale).await.unwrap_err().code(), "order.stale");
     let events = again.db().events(id, 0, 100).await.unwrap();
     let mut replayed = rackline::lifecycle::Machine::new(id, before.name.clone(), events[0].at, State::Seen);
@@ -208,7 +197,7 @@ async fn an_agent_that_waits_is_woken_by_the_order() {
     let id = boot(&engine, MAC).await;
     let id = engine.submit(About::Agent(id), hello("7XK2M13", 1, MAC)).await.unwrap();
     let number = engine.order(id, Mode::Ram, None, Duration::ZERO).await.unwrap().number;
-    let report = Event::Reported { number, outcome: commissioned() };
+    let report = Event::Reported { number, outcome: commissioned(), findings: Vec::new() };
     engine.submit(About::Machine(id), report).await.unwrap();
     let idle = engine.order(id, Mode::Ram, None, Duration::ZERO).await.unwrap();
     let waiting = engine.order(id, Mode::Ram, Some(idle.number), Duration::from_secs(60));

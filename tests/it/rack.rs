@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 /// A lab of this name in a directory that goes with the test.
 fn spec(name: &str, machines: usize, dir: &Path) -> Spec {
     let machine = MachineSpec {
-        role: Role::Kvm,
+        role: Role::Kvm.into(),
         firmware: Firmware::Bios,
         memory_bytes: 512 << 20,
         disks: vec![Disk { bytes: 1 << 30, kind: DiskKind::Nvme }],

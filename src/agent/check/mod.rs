@@ -20,10 +20,12 @@ use crate::machine::Role;
 pub async fn check(agent: &Agent, order: &Verify, meter: &Meter) -> Result<Outcome> {
     let mut visit = Visit { meter, checks: Vec::new(), measured: Vec::new() };
     host::check(agent, order, &mut visit).await;
-    match order.role {
-        Role::Kvm => kvm::check(&mut visit).await,
-        Role::Docker => docker::check(&mut visit).await,
-        Role::Ovs => ovs::check(&mut visit).await,
+    for role in order.role.iter() {
+        match role {
+            Role::Kvm => kvm::check(&mut visit).await,
+            Role::Docker => docker::check(&mut visit).await,
+            Role::Ovs => ovs::check(&mut visit).await,
+        }
     }
     Ok(Outcome::Checked { checks: visit.checks, measured: visit.measured })
 }

@@ -43,6 +43,7 @@ fn disk(dir: &Path, name: &str) -> Disk {
         read_only: flag("ro"),
         transport: transport.to_owned(),
         firmware: first(&["device/firmware_rev", "device/rev"]),
+        ..Disk::default()
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use crate::agent::roots::Roots;
 use crate::error::{Error, Result};
-use crate::machine::{Cpu, Disk, Firmware, InBandBmc, Inventory, MacAddr, Serial, System};
+use crate::machine::{Board, Cpu, Disk, Firmware, InBandBmc, Inventory, MacAddr, Serial, System};
 
 pub use block::in_use;
 
@@ -25,11 +25,17 @@ pub fn take(roots: &Roots, bmc: Option<InBandBmc>) -> Result<Inventory> {
     memory.usable_bytes = cpu::memory_total(&roots.proc);
     Ok(Inventory {
         system: tables.system,
+        board: Board::default(),
+        chassis: Board::default(),
+        tpm: None,
         firmware: firmware(&roots.sys),
         cpus: join_cpus(tables.cpus, kernel_cpus),
         memory,
         disks: disks(roots)?,
         nics: net::read(roots)?,
+        pci: Vec::new(),
+        numa: Vec::new(),
+        concerns: Vec::new(),
         bmc,
         kernel: value(&roots.proc.join("sys/kernel/osrelease")).unwrap_or_default(),
     })

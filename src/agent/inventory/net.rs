@@ -55,6 +55,11 @@ fn nic(dir: &Path, name: &str, boot: Option<MacAddr>, asker: Option<&OwnedFd>) -
             .filter(|s| link && (1..=10_000_000).contains(s))
             .and_then(|s| s.try_into().ok()),
         boot: boot == Some(mac),
+        max_mbps: None,
+        queues: None,
+        max_queues: None,
+        numa: None,
+        neighbour: None,
     })
 }
 

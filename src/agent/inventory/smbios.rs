@@ -84,6 +84,7 @@ fn cpus(data: &SMBiosData) -> Vec<Cpu> {
             },
             microcode: None,
             virtualisation: false,
+            ..Cpu::default()
         })
         .collect()
 }
@@ -92,7 +93,7 @@ fn memory(data: &SMBiosData) -> Memory {
     let devices = data.collect::<SMBiosMemoryDevice<'_>>();
     let slots = u16::try_from(devices.len()).unwrap_or(u16::MAX);
     let dimms = devices.iter().filter_map(dimm).collect();
-    Memory { usable_bytes: 0, dimms, slots }
+    Memory { dimms, slots, ..Memory::default() }
 }
 
 fn dimm(device: &SMBiosMemoryDevice<'_>) -> Option<Dimm> {
@@ -116,6 +117,10 @@ fn dimm(device: &SMBiosMemoryDevice<'_>) -> Option<Dimm> {
             _ => None,
         },
         manufacturer: text(device.manufacturer()),
+        rated_mts: match device.speed() {
+            Some(MemorySpeed::MTs(mts)) => Some(mts),
+            _ => None,
+        },
         part: text(device.part_number()),
         serial: text(device.serial_number()).and_then(|s| Serial::parse(&s)),
     })

@@ -96,7 +96,7 @@ impl Rule {
         let is = |wanted: &Option<String>, found: Option<&str>| wanted.as_deref().is_none_or(|w| found == Some(w));
         self.subnet.is_none_or(|s| s == subnet)
             && is(&self.model, facts.and_then(|f| f.model.as_deref()))
-            && self.role.is_none_or(|r| facts.and_then(|f| f.role) == Some(r))
+            && self.role.is_none_or(|r| facts.and_then(|f| f.role.as_ref()).is_some_and(|has| has.contains(r)))
             && is(&self.machine, facts.map(|f| f.name.as_str()))
             && is(&self.state, facts.map(|f| f.state))
     }
@@ -162,7 +162,7 @@ mod tests {
         let (here, there): (Network, Network) = ("10.77.0.0/16".parse().unwrap(), "10.78.0.0/24".parse().unwrap());
         let stranger = Settings::of(&rules, here, None);
         assert_eq!((stranger.mtu, stranger.ntp.len(), stranger.lease_seconds), (Some(1500), 1, None));
-        let facts = Facts { name: "a".into(), model: None, role: Some(Role::Kvm), state: "delivered" };
+        let facts = Facts { name: "a".into(), model: None, role: Some(Role::Kvm.into()), state: "delivered" };
         let known = Settings::of(&rules, there, Some(&facts));
         assert_eq!((known.mtu, known.lease_seconds), (Some(9000), Some(86400)));
         assert_eq!(known.raw, BTreeMap::from([(224, vec![10, 255]), (225, b"text".to_vec())]));

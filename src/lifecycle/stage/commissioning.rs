@@ -9,7 +9,8 @@ use super::super::event::{Action, BmcAccount, Event, OWN_BMC_USER, Refused};
 use super::super::ladder;
 use super::super::machine::State;
 use super::{BASELINE, COMMISSION, change_bmc_password, problem, ready, unwelcome};
-use crate::link::Outcome;
+use crate::link::{Outcome, Problem};
+use crate::machine::{Finding, Severity};
 
 /// Registered port of RMCP (IANA `asf-rmcp`).
 const RMCP: u16 = 623;
@@ -17,7 +18,7 @@ const RMCP: u16 = 623;
 pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
     match event {
         Event::Ordered(order) => turn.machine.order = Some(order.clone()),
-        Event::Reported { outcome: Outcome::Commissioned { inventory, measured, bmc_user_made }, .. } => {
+        Event::Reported { outcome: Outcome::Commissioned { inventory, measured, bmc_user_made }, findings, .. } => {
             let in_band = inventory.bmc.as_ref().and_then(|bmc| bmc.address);
             if let (None, true, Some(address)) = (&turn.machine.bmc, *bmc_user_made, in_band) {
                 turn.machine.bmc =
@@ -25,6 +26,7 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
             }
             turn.machine.inventory = Some(Arc::new(inventory.as_ref().clone()));
             turn.machine.measured.clone_from(measured);
+            turn.machine.findings.clone_from(findings);
             change_bmc_password(turn);
             if turn.machine.bmc.is_some() && turn.machine.baseline.is_none() {
                 turn.machine.baseline = Some(Baseline::begin());
@@ -54,8 +56,21 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
 }
 
 fn done(turn: &mut Turn) {
+    if let Some(problem) = faults(&turn.machine.findings) {
+        turn.broken(problem);
+        return;
+    }
     turn.enter(State::Ready);
     ready::start_if_ordered(turn);
+}
+
+/// Each fault in one sentence; the next step of the first.
+fn faults(findings: &[Finding]) -> Option<Problem> {
+    let faults: Vec<&Finding> = findings.iter().filter(|f| f.severity == Severity::Fault).collect();
+    let first = faults.first()?;
+    let title = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let hint = format!("{}; then `rackline machine retry`", first.next);
+    Some(Problem { code: first.id.clone(), title, hint: Some(hint), causes: Vec::new() })
 }
 
 fn baseline(turn: &mut Turn, news: &BaselineNews) -> Result<(), Refused> {

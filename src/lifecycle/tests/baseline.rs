@@ -47,7 +47,7 @@ fn commissioning(bmc: bool) -> Talk {
         talk.tell(event).unwrap();
     }
     let number = talk.machine.number;
-    talk.tell(Event::Reported { number, outcome: commissioned() }).unwrap();
+    talk.tell(Event::Reported { number, outcome: commissioned(), findings: Vec::new() }).unwrap();
     talk
 }
 
