@@ -268,6 +268,24 @@ pub struct Measured {
     pub name: String,
     pub value: f64,
     pub unit: String,
+    /// Added by the appliance: where machines that are built alike stand.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub twins: Option<Twins>,
+}
+
+impl Measured {
+    pub fn new(name: impl Into<String>, value: f64, unit: impl Into<String>) -> Self {
+        Self { name: name.into(), value, unit: unit.into(), twins: None }
+    }
+}
+
+/// The same value of machines that are built alike, in its unit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Twins {
+    pub count: usize,
+    pub median: f64,
+    /// Median absolute deviation from the median.
+    pub mad: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -87,7 +87,7 @@ fn rate_of(
 }
 
 fn megabytes(name: String, bytes_per_second: f64) -> Measured {
-    Measured { name, value: (bytes_per_second / 1e4).round() / 100.0, unit: "MB/s".into() }
+    Measured::new(name, (bytes_per_second / 1e4).round() / 100.0, "MB/s")
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use super::view::{DeployRequest, EventView, MachineList, MachineView, PortView, 
 use super::{Failure, Shared};
 use crate::engine::{About, Engine};
 use crate::error::{Error, Result};
+use crate::judge::cohort::CohortView;
 use crate::lifecycle::{Event, Machine, Order, State as Lifecycle};
 
 /// Events in one answer.
@@ -173,6 +174,10 @@ async fn tell(s: &Shared, machine: &Machine, event: Event) -> Result<Json<Machin
     s.engine.submit(About::Machine(machine.id), event).await?;
     let machine = s.engine.find(&machine.id.to_string())?;
     Ok(Json(view_of(&s.engine, &machine, false)))
+}
+
+pub async fn cohorts(State(s): State<Shared>) -> Json<Vec<CohortView>> {
+    Json(s.engine.cohort_views())
 }
 
 pub async fn images(State(s): State<Shared>) -> Result<Json<serde_json::Value>, Failure> {

@@ -52,6 +52,7 @@ pub struct Shared {
 pub fn people(shared: Shared) -> Router {
     Router::new()
         .route("/api/v1/machines", get(machines::list))
+        .route("/api/v1/cohorts", get(machines::cohorts))
         .route("/api/v1/machines/{machine}", get(machines::show))
         .route("/api/v1/machines/{machine}/events", get(machines::events))
         .route("/api/v1/machines/{machine}/deploy", post(machines::deploy))

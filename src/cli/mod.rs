@@ -5,6 +5,7 @@ mod bmc;
 mod boot;
 mod reload;
 mod remote;
+mod cohort;
 mod console;
 mod firmware;
 mod fleet;
@@ -41,6 +42,8 @@ enum Command {
     Serve(serve::Args),
     /// See and steer machines.
     Machine(machine::Args),
+    /// See what machines that are built alike measure, and how far apart they are.
+    Cohort(cohort::Args),
     /// See what BMCs do.
     Bmc(bmc::Args),
     /// The serial console of a machine: live, or what was recorded of it.
@@ -67,6 +70,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(args) => block_on(serve::run(args)),
         Command::Machine(args) => block_on(machine::run(args)),
+        Command::Cohort(args) => block_on(cohort::run(args)),
         Command::Bmc(args) => block_on(bmc::run(args)),
         Command::Console(args) => block_on(console::run(args)),
         Command::Firmware(args) => block_on(firmware::run(args)),

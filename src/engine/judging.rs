@@ -1,17 +1,55 @@
 //! Judges what an agent found before the rules get to know it: the findings travel with the fact, so that a replay comes to
 //! the same end whatever the site expects by then.
 
+use std::sync::{Arc, MutexGuard, PoisonError};
+
 use super::Engine;
 use crate::judge;
+use crate::judge::cohort::{CohortView, Cohorts, Floors};
 use crate::lifecycle::Machine;
-use crate::link::Outcome;
-use crate::machine::Finding;
+use crate::link::{Measured, Outcome};
+use crate::machine::{Finding, Inventory, Severity};
 
 impl Engine {
-    pub(super) fn judge(&self, _machine: &Machine, outcome: &Outcome) -> Vec<Finding> {
+    /// What is not as it should be. Values get those of the machine's twins beside them.
+    pub(super) fn judge(&self, machine: &Machine, outcome: &mut Outcome) -> Vec<Finding> {
+        let floors = Floors::new();
         match outcome {
-            Outcome::Commissioned { inventory, .. } => judge::hardware::judge(inventory),
+            Outcome::Commissioned { inventory, measured, .. } => {
+                let mut findings = judge::hardware::judge(inventory);
+                findings.extend(self.cohorts().judge(inventory, values(machine), measured, &floors));
+                findings
+            }
+            // How long a check took depends on more than the hardware: worth a look, no reason to hold the host.
+            Outcome::Checked { measured, .. } => {
+                let Some(inventory) = machine.inventory.as_deref() else { return Vec::new() };
+                let mut findings = self.cohorts().judge(inventory, values(machine), measured, &floors);
+                findings.iter_mut().for_each(|finding| finding.severity = finding.severity.min(Severity::Warning));
+                findings
+            }
             _ => Vec::new(),
         }
     }
+
+    /// What a machine measured takes the place of what it measured before.
+    pub(super) fn twin(&self, before: Option<&Machine>, after: Option<&Machine>) {
+        let inventory = |m: &Machine| m.inventory.as_ref().map(Arc::as_ptr);
+        let same = |a: &Machine, b: &Machine| inventory(a) == inventory(b) && a.measured == b.measured;
+        if !before.zip(after).is_some_and(|(before, after)| same(before, after)) {
+            self.cohorts().replace(before.and_then(values), after.and_then(values));
+        }
+    }
+
+    pub fn cohort_views(&self) -> Vec<CohortView> {
+        self.cohorts().views()
+    }
+
+    fn cohorts(&self) -> MutexGuard<'_, Cohorts> {
+        self.inner.cohorts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a machine has in the cohorts.
+fn values(machine: &Machine) -> Option<(&Inventory, &[Measured])> {
+    Some((machine.inventory.as_deref()?, &machine.measured))
 }

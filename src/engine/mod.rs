@@ -35,6 +35,7 @@ use crate::boot::switch::Switches;
 use crate::error::{Error, Result};
 use crate::firmware::Depot;
 use crate::image::sign::SigningKey;
+use crate::judge::cohort::Cohorts;
 use crate::lifecycle::{Event, Machine, Millis};
 use crate::link::{Issued, Mode, Progress};
 use crate::machine::{MacAddr, MachineId, Secret, Serial};
@@ -101,6 +102,8 @@ struct Inner {
     learning: learn::Learning,
     sweep: OnceLock<Sweep>,
     found: found::Found,
+    /// What all machines measured. Locked after the world where both are.
+    cohorts: Mutex<Cohorts>,
     changes: broadcast::Sender<MachineId>,
     /// Machines that are about to be switched on, reset or power cycled.
     boots: broadcast::Sender<MachineId>,
@@ -133,12 +136,14 @@ impl Engine {
             learning,
             sweep: OnceLock::new(),
             found: found::Found::default(),
+            cohorts: Mutex::default(),
             changes,
             boots,
             alarm: tokio::sync::Notify::new(),
             stop,
         });
         let engine = Self { inner };
+        engine.machines().iter().for_each(|machine| engine.twin(None, Some(machine)));
         let effects = effects::Effects::new(engine.clone());
         for left in pending {
             effects.resume(left);

@@ -121,6 +121,7 @@ fn publish(engine: &Engine, draft: Draft) {
     let mut world = engine.world_mut();
     let mut progress = engine.inner.progress.lock().unwrap_or_else(|e| e.into_inner());
     for id in draft.forgotten {
+        engine.twin(world.get(id).as_deref(), None);
         world.remove(id);
         progress.remove(&id);
     }
@@ -128,6 +129,7 @@ fn publish(engine: &Engine, draft: Draft) {
         if progress.get(&id).is_some_and(|p| p.number != machine.number) {
             progress.remove(&id);
         }
+        engine.twin(world.get(id).as_deref(), Some(&machine));
         world.put(machine);
         let _ = engine.inner.changes.send(id);
     }

@@ -2,4 +2,5 @@
 //!
 //! [`hardware`] needs nothing but the inventory: a link at 100 Mb/s is wrong in every machine.
 
+pub mod cohort;
 pub mod hardware;

@@ -254,7 +254,7 @@ mod tests {
             deployed: deployed(&serde_json::json!({ "passport": { "deployed": record() } })),
             peer_share: Some(0.6),
             checks: Vec::new(),
-            measured: vec![Measured { name: "boot".into(), value: 12.3400, unit: "s".into() }],
+            measured: vec![Measured::new("boot", 12.3400, "s")],
             waiting: None,
             problem: None,
             console: Vec::new(),

@@ -89,7 +89,7 @@ fn inventory() -> Inventory {
 }
 
 fn commissioned() -> Outcome {
-    let measured = vec![Measured { name: "cpu.blake3".into(), value: 1.0, unit: "MB/s".into() }];
+    let measured = vec![Measured::new("cpu.blake3", 1.0, "MB/s")];
     Outcome::Commissioned { inventory: Box::new(inventory()), measured, bmc_user_made: false }
 }
 

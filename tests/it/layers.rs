@@ -30,7 +30,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "engine",
         &["bmc", "boot", "firmware", "handoff", "image", "judge", "lifecycle", "link", "outlet", "store", "template"],
     ),
-    ("api", &["bmc", "boot", "engine", "firmware", "httpd", "image", "lifecycle", "link", "swarm"]),
+    ("api", &["bmc", "boot", "engine", "firmware", "httpd", "image", "judge", "lifecycle", "link", "swarm"]),
     ("console", &["api", "engine"]),
     ("lab", &["agent", "api", "config", "image", "link", "template"]),
     (
@@ -47,6 +47,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "httpd",
             "image",
             "ipmi",
+            "judge",
             "lab",
             "lifecycle",
             "link",

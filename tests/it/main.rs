@@ -10,6 +10,7 @@ mod bmc_password;
 mod bmc_proxy;
 mod bmc_sim;
 mod boot;
+mod cohort;
 mod config;
 mod console;
 mod conversations;

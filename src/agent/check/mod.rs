@@ -88,7 +88,7 @@ impl Visit<'_> {
     }
 
     fn seconds(&mut self, name: &str, value: Option<f64>) {
-        self.measured.extend(value.map(|value| Measured { name: name.into(), value, unit: "s".into() }));
+        self.measured.extend(value.map(|value| Measured::new(name, value, "s")));
     }
 }
 
