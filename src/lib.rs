@@ -6,6 +6,7 @@ pub mod error;
 pub mod count;
 pub mod durable;
 pub mod machine;
+pub mod role;
 pub mod link;
 pub mod ipmi;
 pub mod template;

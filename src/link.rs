@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
 use crate::machine::{Digest, Hostname, Inventory, MacAddr, MachineId, Roles, Secret, Serial, TargetRule};
+use crate::role::Setup;
 
 /// Raised whenever an old agent would misread a new order. The appliance refuses any other number.
 pub const VERSION: u32 = 1;
@@ -128,6 +129,9 @@ pub struct Deploy {
     pub reuse: bool,
     /// Also time `dd` of as many bytes on the blank disk before the write, for the benchmark.
     pub compare_with_dd: bool,
+    /// What becomes of the other disks: looked at before the first byte is written.
+    #[serde(default)]
+    pub setup: Setup,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,6 +158,9 @@ pub struct Verify {
     pub manifest: Digest,
     /// Kernel release below which a host is not handed off, as `major.minor`.
     pub kernel_floor: String,
+    /// What must have been set up.
+    #[serde(default)]
+    pub setup: Setup,
 }
 
 /// How far the agent is with an order. Not kept: the next one replaces it.

@@ -18,6 +18,8 @@ use crate::engine::{About, Engine};
 use crate::error::{Error, Result};
 use crate::judge::cohort::CohortView;
 use crate::lifecycle::{Event, Machine, Order, State as Lifecycle};
+use crate::machine::select_target;
+use crate::role::disks;
 
 /// Events in one answer.
 const EVENTS: u32 = 1000;
@@ -119,7 +121,8 @@ pub async fn deploy(
     if keys.len() > MAX_KEYS || keys.iter().any(|k| k.len() > MAX_KEY || k.contains(['\n', '\r', '\0'])) {
         return Err(Error::input("order.keys", "an SSH key is not one line, or there are too many").into());
     }
-    let image = request.image.unwrap_or_else(|| request.role.to_string().replace('+', "-"));
+    let template = s.roles.of(&request.role)?;
+    let image = request.image.unwrap_or(template.image);
     let catalogue = s.library.current();
     let found = catalogue.resolve(&image)?;
     if !request.role.all_in(&found.manifest.roles) {
@@ -129,6 +132,11 @@ pub async fn deploy(
         )
         .hint("`rackline image list` shows the roles of each image")
         .into());
+    }
+    // Where the inventory is not known yet, the agent looks before it writes.
+    if let Some(inventory) = machine.inventory.as_ref().filter(|_| !template.setup.storage.is_empty()) {
+        let system = select_target(&inventory.disks, &request.target, found.manifest.disk_size)?;
+        disks::assign(&template.setup.storage, &inventory.disks, system)?;
     }
     let order = Order {
         role: request.role,
@@ -141,6 +149,7 @@ pub async fn deploy(
         target: request.target,
         ssh_keys: keys,
         compare_with_dd: request.compare_with_dd,
+        setup: template.setup,
     };
     tell(&s, &machine, Event::Ordered(order)).await
 }

@@ -25,6 +25,7 @@ use crate::boot::monitor::Monitor;
 use crate::engine::Engine;
 use crate::httpd;
 use crate::image::Library;
+use crate::role::Templates;
 use crate::swarm::torrent::Torrents;
 
 pub use agent::image_file;
@@ -46,6 +47,8 @@ pub struct Shared {
     pub torrents: Option<Arc<Torrents>>,
     /// Public SSH keys that every host gets.
     pub ssh_keys: Arc<[String]>,
+    /// What each role is.
+    pub roles: Templates,
 }
 
 /// For people and scripts.

@@ -30,6 +30,7 @@ use crate::firmware::Depot;
 use crate::httpd::{self, Limits, Server};
 use crate::image::{Cache, Library, PublicKey, RamSystem, ram};
 use crate::lifecycle::{BmcAccount, Event, Expectation, SwitchPort};
+use crate::role::Templates;
 use crate::store::seal::Seal;
 use crate::store::{self, Db};
 use crate::swarm::plan::Settings;
@@ -70,8 +71,10 @@ pub async fn run(args: Args) -> Result<()> {
     let firmware = &config.firmware;
     let secret = seal.derive("firmware bundles");
     let depot = Depot::new(firmware.baselines.clone(), config.bundles(), firmware.apply, &config.boot.url, secret);
-    // A fault of theirs is to show now, and not when a machine is commissioned.
+    // A fault in a file is to show now, and not when a machine is commissioned or ordered.
     depot.baselines()?;
+    let roles = Templates::new(config.host.roles.clone());
+    roles.all()?;
     let site = Site {
         db: db.clone(),
         outlets,
@@ -125,6 +128,7 @@ pub async fn run(args: Args) -> Result<()> {
         web: web.clone(),
         torrents: torrents.clone(),
         ssh_keys,
+        roles,
     };
     let swarms = api::swarm::Site { engine: engine.clone(), tracker };
     tokio::spawn(api::swarm::watch(swarms.clone(), stop.clone()));

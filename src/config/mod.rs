@@ -199,11 +199,14 @@ pub struct Host {
     /// Public SSH keys for root on every host, besides those of the order.
     #[serde(default)]
     pub ssh_keys: Vec<String>,
+    /// Folder of the site's own roles, which go before those built in.
+    #[serde(default)]
+    pub roles: Option<PathBuf>,
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self { kernel_floor: kernel_floor(), ssh_keys: Vec::new() }
+        Self { kernel_floor: kernel_floor(), ssh_keys: Vec::new(), roles: None }
     }
 }
 
@@ -223,7 +226,8 @@ impl Config {
         })?;
         let base = path.parent().unwrap_or(Path::new("."));
         let site = [Some(&mut config.site.state), config.site.cache.as_mut(), config.site.expected.as_mut()];
-        let firmware = [config.firmware.baselines.as_mut(), config.firmware.bundles.as_mut()];
+        let firmware =
+            [config.firmware.baselines.as_mut(), config.firmware.bundles.as_mut(), config.host.roles.as_mut()];
         let scripts = config.boot.overrides.iter_mut().filter_map(|o| o.script.as_mut());
         let installers = config.switches.iter_mut().filter_map(|switch| switch.installer.as_mut());
         let secrets = config.power.outlets.iter_mut().filter_map(|outlet| outlet.secret_file.as_mut());

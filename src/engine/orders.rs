@@ -29,7 +29,8 @@ impl Engine {
                     role: ordered.role.clone(),
                     hostname: ordered.hostname.clone(),
                     manifest: ordered.manifest,
-                    kernel_floor: self.inner.site.seed.kernel_floor.clone(),
+                    kernel_floor: ordered.setup.kernel_floor(&self.inner.site.seed.kernel_floor),
+                    setup: ordered.setup.clone(),
                 }))
             }
             Task::Erase => Order::Erase { keep: Vec::new() },
@@ -64,6 +65,7 @@ impl Engine {
             // After a release that erased there is no record of a deployment, and nothing on the disk.
             reuse: machine.deployed.is_some(),
             compare_with_dd: ordered.compare_with_dd,
+            setup: ordered.setup.clone(),
         })))
     }
 

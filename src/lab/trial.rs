@@ -30,6 +30,7 @@ use crate::image::proof::{Passed, Proof};
 use crate::image::{Entry, verify_and_decompress};
 use crate::link::{Check, Outcome, Verify};
 use crate::machine::{Firmware, Hostname, MacAddr, MachineId, Role, Roles, Serial};
+use crate::role::Setup;
 use crate::template::seed::{self, Facts};
 
 /// The disk is that much larger than the image: growing to it is part of the first boot.
@@ -83,6 +84,7 @@ pub async fn run(trial: &Trial<'_>, say: &(dyn Fn(&str) + Sync)) -> Result<Proof
         hostname: hostname.clone(),
         manifest: trial.entry.digest,
         kernel_floor: major_minor(&manifest.boot.release),
+        setup: Setup::default(),
     });
     let mut appliance = Appliance::start(machine, orders.collect()).await?;
 

@@ -10,6 +10,7 @@ use super::cabling::{SeenPort, SwitchPort};
 use super::ladder::{Climb, Means};
 use crate::link::{Mode, Outcome, Problem};
 use crate::machine::{ClientArch, Digest, Finding, Hostname, MacAddr, Place, PowerAction, Roles, Serial, TargetRule};
+use crate::role::Setup;
 
 /// A fact, as a type. Stored as it is: a variant may gain fields with defaults, never lose or change one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -264,6 +265,9 @@ pub struct Order {
     pub target: TargetRule,
     pub ssh_keys: Vec<String>,
     pub compare_with_dd: bool,
+    /// Storage, network, tuning, checks, hand-off: what the templates of its roles said then.
+    #[serde(default)]
+    pub setup: Setup,
 }
 
 /// What is to be done outside. Each is idempotent or looked at before it is repeated (`still_wanted`).

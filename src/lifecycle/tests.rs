@@ -70,6 +70,7 @@ fn order(role: Role) -> Event {
         target: TargetRule::SmallestSsd,
         ssh_keys: vec![],
         compare_with_dd: false,
+        setup: Default::default(),
     })
 }
 

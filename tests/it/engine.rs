@@ -75,6 +75,7 @@ fn order() -> Event {
         target: TargetRule::SmallestSsd,
         ssh_keys: vec![],
         compare_with_dd: false,
+        setup: Default::default(),
     })
 }
 
