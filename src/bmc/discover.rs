@@ -1,9 +1,11 @@
 //! Looking for BMCs in a range of addresses, by what each of them tells anybody: RMCP's presence ping (ASF 2.0 section
 //! 3.2.4), the system GUID (IPMI 2.0 section 22.14), and the service root of Redfish (DSP0266 section 6.9). No user, no
-//! password; nothing is changed.
+//! password; nothing is changed. In networks of this host, those with Redfish can be asked for all at once ([`ssdp`]).
 //!
 //! Addresses are begun at a measured rate, since a switch that has to ask for a thousand unknown neighbours at once drops
 //! other people's packets, and security appliances take a fast sweep for an attack.
+
+mod ssdp;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
@@ -60,6 +62,15 @@ impl FromStr for Range {
 }
 
 impl Range {
+    /// From one to another, both included, however many are between them.
+    pub fn between(first: Ipv4Addr, last: Ipv4Addr) -> Self {
+        Self { first: first.into(), last: last.into() }
+    }
+
+    fn contains(self, address: Ipv4Addr) -> bool {
+        (self.first..=self.last).contains(&u32::from(address))
+    }
+
     pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> + use<> {
         (self.first..=self.last).map(Ipv4Addr::from)
     }
@@ -110,6 +121,15 @@ pub struct Root {
 
 /// Everything that answers in a range, by address.
 pub async fn search(range: Range, search: Search) -> Result<Vec<Found>> {
+    look_at(range.addresses(), search).await
+}
+
+/// What answers in these networks of this host when all are asked for Redfish at once.
+pub async fn announced(networks: &[Range], search: Search) -> Result<Vec<Found>> {
+    look_at(ssdp::ask(networks).await?.into_iter(), search).await
+}
+
+async fn look_at(addresses: impl Iterator<Item = Ipv4Addr>, search: Search) -> Result<Vec<Found>> {
     let client = reqwest::Client::builder()
         .timeout(ROOT)
         .connect_timeout(ANSWER * 2)
@@ -120,7 +140,7 @@ pub async fn search(range: Range, search: Search) -> Result<Vec<Found>> {
         .build()
         .or_fail(Kind::Internal, "bmc.discover", || "cannot make an HTTP client")?;
     let tick = interval(Duration::from_secs(1) / search.per_second.max(1));
-    let paced = stream::unfold((range.addresses(), tick), |(mut addresses, mut tick)| async move {
+    let paced = stream::unfold((addresses, tick), |(mut addresses, mut tick)| async move {
         let address = addresses.next()?;
         tick.tick().await;
         Some((address, (addresses, tick)))

@@ -33,7 +33,7 @@ pub use command::{
 pub use fleet::{Fleet, Settings};
 
 use crate::error::{Error, Result};
-use crate::machine::{PowerAction, Secret};
+use crate::machine::{Identity, PowerAction, Secret};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -121,6 +121,15 @@ pub struct Access {
     pub doors: Doors,
     pub user: String,
     pub password: Secret,
+    /// Which machine is meant where one BMC answers for several, as those of blades and multi-node chassis do.
+    pub machine: Identity,
+}
+
+impl Access {
+    /// Whether a session of the one will do for the other.
+    fn enters_like(&self, other: &Self) -> bool {
+        (self.doors, &self.user, &self.password) == (other.doors, &other.user, &other.password)
+    }
 }
 
 /// What a protocol offers; each call is one look or one act, without judgement.

@@ -12,6 +12,8 @@ use crate::api::view::{MachineView, PowerRequest};
 use crate::bmc::discover::{self, Found, Range, Search};
 use crate::bmc::personality::{Share, Tally};
 use crate::bmc::{AddressFrom, Answer, SetNetwork};
+use crate::boot::config::Network;
+use crate::boot::monitor::Status;
 use crate::engine::found::FoundBmc;
 use crate::engine::learn::Known;
 use crate::error::Result;
@@ -89,10 +91,11 @@ enum Command {
     Personalities,
     /// BMCs that asked the appliance for an address, and whose they are.
     Found,
-    /// Look for BMCs in a range of addresses, from this host and without any password.
+    /// Look for BMCs from this host, without any password: one address after the other in a range, or those with Redfish
+    /// in the boot networks, all asked at once (SSDP).
     Discover {
-        /// 10.0.0.0/24, or one address.
-        range: Range,
+        /// 10.0.0.0/24, or one address; the boot networks of the appliance if not given.
+        range: Option<Range>,
         /// Addresses begun in a second.
         #[arg(long, default_value_t = 200)]
         rate: u32,
@@ -156,7 +159,11 @@ pub async fn run(args: Args) -> Result<()> {
             return Ok(());
         }
         Command::Discover { range, rate } => {
-            let found = discover::search(range, Search { per_second: rate, ..Search::default() }).await?;
+            let search = Search { per_second: rate, ..Search::default() };
+            let found = match range {
+                Some(range) => discover::search(range, search).await?,
+                None => discover::announced(&boot_networks(&client).await?, search).await?,
+            };
             show::print(json, &found, || discovered(&found));
             return Ok(());
         }
@@ -167,6 +174,12 @@ pub async fn run(args: Args) -> Result<()> {
 
 fn path(machine: &str, what: &str) -> String {
     format!("/api/v1/machines/{}/bmc/{what}", segment(machine))
+}
+
+async fn boot_networks(client: &Client) -> Result<Vec<Range>> {
+    let status: Status = client.get("/api/v1/boot").await?;
+    let networks = status.subnets.iter().map(|subnet| subnet.network.parse::<Network>());
+    networks.map(|network| network.map(|n| Range::between(n.first_host(), n.last_host()))).collect()
 }
 
 /// Through the lifecycle, which has to know what becomes of its machine.
@@ -213,7 +226,7 @@ fn asked(found: &[FoundBmc]) -> String {
 
 fn discovered(found: &[Found]) -> String {
     if found.is_empty() {
-        return "nothing in this range answers as a BMC does".into();
+        return "nothing there answers as a BMC does".into();
     }
     let mut table = show::table(&["ADDRESS", "IPMI", "REDFISH", "MAKER", "PRODUCT", "SYSTEM GUID"]);
     for bmc in found {

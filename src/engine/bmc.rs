@@ -93,7 +93,7 @@ impl Engine {
                     .hint("name both in the list of expected machines: 10.0.0.7 https://10.0.0.7")
             })?,
         };
-        Ok(Access { doors, user: account.user.clone(), password: Secret::new(password) })
+        Ok(Access { doors, user: account.user.clone(), password: Secret::new(password), machine: machine.identity() })
     }
 }
 

@@ -11,7 +11,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, pairing};
+use super::Engine;
+use super::pairing::{self, Said};
 use crate::bmc::act::Limits;
 use crate::bmc::personality::{self, Key, Personality};
 use crate::bmc::{Access, Answer, Command};
@@ -190,7 +191,7 @@ impl Engine {
             _ => Vec::new(),
         };
         let whose = access.doors.way().map_or_else(|| "the BMC".to_owned(), |(_, at)| format!("BMC {}", at.ip()));
-        pairing::check(machine, &whose, &pairing::serials(&parts), |serial| self.world().by_serial(serial))?;
+        pairing::check(machine, &whose, &Said::by(info.as_ref(), &parts), &self.world())?;
         if let Some(info) = info {
             let learning = &self.inner.learning;
             learning.introduce(machine.id, Key::of(&info, parts.first()));

@@ -3,6 +3,8 @@
 //! Whatever crashes when, there is always a password at hand that opens: the new one is sealed in the store before the BMC
 //! hears of it, the old one is not forgotten, and all that come into question are tried before anybody is locked out.
 
+use std::sync::Arc;
+
 use aws_lc_rs::rand;
 use serde_json::{Value, json};
 
@@ -26,6 +28,7 @@ impl Engine {
     /// Changes the password, unless an earlier try got as far. The answer says how long it is, and nothing else of it.
     pub(super) async fn change_bmc_password(&self, machine: &Machine) -> Result<Value> {
         is_its_own(machine)?;
+        self.is_its_alone(machine)?;
         let listed = self.access(machine, Door::First).await?;
         let site = &self.inner.site;
         let earlier = site.db.secret(&site.seal, &own_secret(machine.id)).await?;
@@ -69,6 +72,23 @@ impl Engine {
             Error::refused("bmc.not-applied", format!("the BMC of {name} took a new password and keeps the old one"))
                 .hint("it is tried again when the machine is commissioned again; update the BMC's firmware")
         }))
+    }
+
+    /// One password cannot be that of each machine of a chassis.
+    fn is_its_alone(&self, machine: &Machine) -> Result<()> {
+        let address = machine.bmc.as_ref().map(|account| account.address);
+        let shares = |other: &&Arc<Machine>| {
+            other.id != machine.id && address.is_some() && other.bmc.as_ref().map(|account| account.address) == address
+        };
+        match self.world().all().iter().find(shares) {
+            Some(other) => {
+                let message =
+                    format!("the BMC of {} is that of {} as well and keeps its password", machine.name, other.name);
+                Err(Error::conflict("bmc.shared", message)
+                    .hint("change it by hand, and in the list for each of its machines"))
+            }
+            None => Ok(()),
+        }
     }
 
     /// A log-in, which is the only proof.

@@ -15,6 +15,7 @@ pub struct World {
     machines: HashMap<MachineId, Entry>,
     by_mac: HashMap<MacAddr, MachineId>,
     by_serial: HashMap<Serial, MachineId>,
+    by_uuid: HashMap<uuid::Uuid, MachineId>,
     by_name: HashMap<String, MachineId>,
     /// As their agents saw them from inside.
     by_bmc: HashMap<MacAddr, MachineId>,
@@ -43,6 +44,11 @@ impl World {
 
     pub fn by_serial(&self, serial: &Serial) -> Option<Arc<Machine>> {
         self.by_serial.get(serial).and_then(|id| self.get(*id))
+    }
+
+    /// The first machine that said so: makers leave the same UUID in many.
+    pub fn by_uuid(&self, uuid: uuid::Uuid) -> Option<Arc<Machine>> {
+        self.by_uuid.get(&uuid).and_then(|id| self.get(*id))
     }
 
     /// The machine that has this BMC.
@@ -94,6 +100,9 @@ impl World {
         if let Some(serial) = &machine.serial {
             self.by_serial.entry(serial.clone()).or_insert(machine.id);
         }
+        if let Some(uuid) = machine.uuid {
+            self.by_uuid.entry(uuid).or_insert(machine.id);
+        }
         self.by_name.insert(machine.name.clone(), machine.id);
         self.by_bmc.extend(bmc_mac(&machine).map(|mac| (mac, machine.id)));
         self.wakes.extend(machine.wake_at().map(|at| (at, machine.id)));
@@ -126,6 +135,11 @@ impl World {
             && self.by_serial.get(serial) == Some(&machine.id)
         {
             self.by_serial.remove(serial);
+        }
+        if let Some(uuid) = machine.uuid
+            && self.by_uuid.get(&uuid) == Some(&machine.id)
+        {
+            self.by_uuid.remove(&uuid);
         }
         self.by_name.remove(&machine.name);
         if let Some(mac) = bmc_mac(machine)

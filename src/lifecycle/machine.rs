@@ -13,7 +13,7 @@ use super::ladder::Ladder;
 use super::passport::PassingChecks;
 use super::{BootChoice, boot_choice};
 use crate::link::{Check, Deployed, Measured, Mode, Problem};
-use crate::machine::{ClientArch, Disk, Finding, Inventory, MacAddr, MachineId, Place, Serial};
+use crate::machine::{ClientArch, Disk, Finding, Identity, Inventory, MacAddr, MachineId, Place, Serial};
 
 /// Milliseconds since 1970, UTC.
 pub type Millis = i64;
@@ -159,6 +159,10 @@ pub struct Waiting {
 }
 
 impl Machine {
+    pub fn identity(&self) -> Identity {
+        Identity { serial: self.serial.clone(), uuid: self.uuid }
+    }
+
     /// A machine of which nothing is known but its name.
     pub fn new(id: MachineId, name: String, now: Millis, state: State) -> Self {
         Self {

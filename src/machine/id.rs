@@ -152,6 +152,46 @@ impl FromStr for Serial {
 
 serde_as_text!(Serial);
 
+/// By what a machine is told from others where it says so itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Identity {
+    pub serial: Option<Serial>,
+    /// As SMBIOS has it.
+    pub uuid: Option<uuid::Uuid>,
+}
+
+impl Identity {
+    /// Whether a UUID that a BMC told is this one, in whichever order its bytes came.
+    pub fn has_uuid(&self, told: uuid::Uuid) -> bool {
+        self.uuid.is_some_and(|uuid| uuid_readings(told).contains(&uuid))
+    }
+}
+
+/// The UUIDs that the 16 bytes of a BMC may mean; none for a filler. They come in the order of RFC 4122, with the first
+/// three fields reversed as SMBIOS stores them (DSP0134 section 7.2.1), or all reversed as IPMI wants them (2.0, table 22-15).
+pub fn uuid_readings(told: uuid::Uuid) -> Vec<uuid::Uuid> {
+    let bytes = told.into_bytes();
+    let first = bytes[0];
+    if bytes.iter().all(|byte| *byte == first) {
+        return Vec::new();
+    }
+    let mut reversed = bytes;
+    reversed.reverse();
+    let readings =
+        [told, uuid::Uuid::from_bytes_le(bytes), uuid::Uuid::from_bytes(reversed), uuid::Uuid::from_bytes_le(reversed)];
+    match readings.iter().any(|uuid| UUID_FILLERS.contains(&uuid.as_u128())) {
+        true => Vec::new(),
+        false => readings.into(),
+    }
+}
+
+/// What makers of boards leave in every one of them: AMI's default, and the counted one.
+const UUID_FILLERS: &[u128] = &[
+    0x03000200_0400_0500_0006_000700080009,
+    0x00020003_0004_0005_0006_000700080009,
+    0x00010203_0405_0607_0809_0a0b0c0d0e0f,
+];
+
 /// A BLAKE3 digest, 32 bytes, written as 64 hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest(pub [u8; 32]);
@@ -254,6 +294,31 @@ mod tests {
             assert_eq!(Serial::parse(text), None, "{text}");
         }
         assert_eq!(Serial::parse(" 7XK2M13 ").unwrap().as_str(), "7XK2M13");
+    }
+
+    #[test]
+    fn a_uuid_is_the_same_in_whichever_order_its_bytes_come() {
+        let text = "4c4c4544-0058-4b10-8032-b7c04f4d3133";
+        let uuid: uuid::Uuid = text.parse().unwrap();
+        let identity = Identity { serial: None, uuid: Some(uuid) };
+        let mut reversed = uuid.into_bytes();
+        reversed.reverse();
+        // Written out: what a BMC of each kind sends.
+        assert_eq!(hex(&uuid.to_bytes_le()), "44454c4c5800104b8032b7c04f4d3133");
+        assert_eq!(hex(&reversed), "33314d4fc0b73280104b580044454c4c");
+        for bytes in [uuid.into_bytes(), uuid.to_bytes_le(), reversed] {
+            assert!(identity.has_uuid(uuid::Uuid::from_bytes(bytes)));
+        }
+        assert!(!identity.has_uuid("4c4c4544-0058-4b10-8032-b7c04f4d3134".parse().unwrap()));
+        let fillers = [uuid::Uuid::nil(), uuid::Uuid::max(), uuid::Uuid::from_u128(UUID_FILLERS[0])];
+        for filler in fillers {
+            assert!(!Identity { serial: None, uuid: Some(filler) }.has_uuid(filler), "{filler}");
+        }
+        assert!(!Identity::default().has_uuid(uuid));
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     #[test]

@@ -12,7 +12,7 @@ pub mod secret;
 pub mod target;
 
 pub use finding::{Finding, Severity, Who};
-pub use id::{Digest, Hostname, MacAddr, MachineId, Serial};
+pub use id::{Digest, Hostname, Identity, MacAddr, MachineId, Serial};
 pub use inventory::{
     Board, Concern, Cpu, Dimm, Disk, DiskHealth, InBandBmc, Inventory, Memory, Neighbour, Nic, NumaNode, PciDevice,
     PciLink, System, Tpm,

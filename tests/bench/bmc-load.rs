@@ -108,7 +108,12 @@ async fn hall(count: u64, kind: Kind) -> Outcome<()> {
 }
 
 fn access(n: u64) -> Access {
-    Access { doors: Doors::ipmi(address(n)), user: "admin".into(), password: Secret::new("calvin-lab") }
+    Access {
+        doors: Doors::ipmi(address(n)),
+        user: "admin".into(),
+        password: Secret::new("calvin-lab"),
+        machine: Default::default(),
+    }
 }
 
 /// What one round over the hall came to.

@@ -79,6 +79,7 @@ async fn measure(count: u32, time: Duration) {
                 doors: Doors::ipmi((address(n as u32), PORT).into()),
                 user: "admin".into(),
                 password: Secret::new("calvin-lab".to_owned()),
+                machine: Default::default(),
             }),
             None => Err(Error::not_found("bench", "no such machine")),
         }))

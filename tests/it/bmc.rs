@@ -39,7 +39,12 @@ fn free_port(ip: Ipv4Addr) -> SocketAddr {
 }
 
 pub fn access(address: SocketAddr) -> Access {
-    Access { doors: Doors::ipmi(address), user: "admin".into(), password: Secret::new("calvin-lab") }
+    Access {
+        doors: Doors::ipmi(address),
+        user: "admin".into(),
+        password: Secret::new("calvin-lab"),
+        machine: Default::default(),
+    }
 }
 
 /// Short waits: everything is on this machine.

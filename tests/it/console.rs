@@ -128,8 +128,12 @@ impl Site {
         let dir = tempfile::tempdir().unwrap();
         let pace = Pace { first: 150 * MS, longest: 600 * MS, answer: 4000 * MS, open: 6000 * MS };
         let fleet = Fleet::new(Settings { pace, ..Settings::default() });
-        let access =
-            Access { doors: Doors::ipmi(bmc), user: "admin".into(), password: Secret::new("calvin-lab".to_owned()) };
+        let access = Access {
+            doors: Doors::ipmi(bmc),
+            user: "admin".into(),
+            password: Secret::new("calvin-lab".to_owned()),
+            machine: Default::default(),
+        };
         let (given, recorder) = (access.clone(), Recorder::start(dir.path(), Limits::default()).unwrap());
         let door: Door = std::sync::Arc::new(move |_| Box::pin(std::future::ready(Ok(given.clone()))));
         let timing = Timing {

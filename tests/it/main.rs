@@ -9,6 +9,7 @@ mod bmc_fleet;
 mod bmc_password;
 mod bmc_proxy;
 mod bmc_sim;
+mod bmc_ssdp;
 mod boot;
 mod cohort;
 mod config;

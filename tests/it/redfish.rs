@@ -18,7 +18,7 @@ use rackline::bmc::{
 use rackline::error::{Error, Kind};
 use rackline::ipmi::sensor::Level;
 use rackline::lab::redfish::{Behaviour, Fault, Oddity, Reset, Simulated, firmware_image, start};
-use rackline::machine::{Firmware, PowerAction, Secret};
+use rackline::machine::{Firmware, Identity, PowerAction, Secret, Serial};
 use serde_json::json;
 
 use super::bmc_sim::Sim;
@@ -35,7 +35,12 @@ fn address() -> Ipv4Addr {
 }
 
 fn access(address: SocketAddr, user: &str, password: &str) -> Access {
-    Access { doors: Doors::redfish(address), user: user.into(), password: Secret::new(password) }
+    Access {
+        doors: Doors::redfish(address),
+        user: user.into(),
+        password: Secret::new(password),
+        machine: Default::default(),
+    }
 }
 
 fn settings() -> Settings {
@@ -134,8 +139,12 @@ async fn vendor_neutral(name: &str, access: &Access) {
 #[tokio::test]
 async fn the_same_commands_do_the_same_whatever_the_protocol() {
     let ipmi = Sim::start(&format!("{}:0", address())).await;
-    let by_ipmi =
-        Access { doors: Doors::ipmi(ipmi.address), user: "admin".into(), password: Secret::new("calvin-lab") };
+    let by_ipmi = Access {
+        doors: Doors::ipmi(ipmi.address),
+        user: "admin".into(),
+        password: Secret::new("calvin-lab"),
+        machine: Default::default(),
+    };
     vendor_neutral("IPMI", &by_ipmi).await;
 
     let bench = Bench::start().await;
@@ -752,4 +761,53 @@ async fn of_several_machines_none_is_guessed() {
     let error = Fleet::new(settings()).run(&access, Command::PowerStatus).await.unwrap_err();
     assert_eq!(error.code(), "bmc.ambiguous");
     assert!(error.message().contains("HGX_Baseboard_0") && error.message().contains("System.Embedded.1"), "{error}");
+}
+
+/// Three nodes in a chassis with one Redfish service: each machine is told by its serial number, and the others stay as they are.
+#[tokio::test]
+async fn of_a_chassis_with_several_machines_each_is_the_one_with_its_serial_number() {
+    let tree = Tree::dell();
+    let node = |n: usize| format!("/redfish/v1/Systems/Node{n}");
+    let uuid = |n: usize| format!("4c4c4544-0058-4b10-8032-00000000000{n}");
+    for n in 1..=3 {
+        let mut system = tree.document(SYSTEM);
+        system["Id"] = json!(format!("Node{n}"));
+        system["@odata.id"] = json!(node(n));
+        system["SKU"] = json!(format!("TAG000{n}"));
+        system["SerialNumber"] = json!("CN-OF-ALL");
+        system["UUID"] = json!(uuid(n));
+        tree.add(&node(n), system);
+    }
+    let members: Vec<_> = (1..=3).map(|n| json!({ "@odata.id": node(n) })).collect();
+    tree.edit("/redfish/v1/Systems", |systems| systems["Members"] = json!(members));
+    let (_server, fleet, access) = dell(&tree).await;
+    let whose = |serial: &str, uuid: Option<String>| Access {
+        machine: Identity { serial: Serial::parse(serial), uuid: uuid.map(|uuid| uuid.parse().unwrap()) },
+        ..access.clone()
+    };
+    let off = Command::SetBoot(PXE);
+    let targets =
+        || (1..=3).map(|n| tree.document(&node(n))["Boot"]["BootSourceOverrideTarget"].clone()).collect::<Vec<_>>();
+    fleet.run(&whose("TAG0002", None), off.clone()).await.unwrap();
+    assert_eq!(targets(), ["None", "Pxe", "None"]);
+    // Through the same session, and by UUID where the serial number is a filler or that of the chassis.
+    fleet.run(&whose("CN-OF-ALL", Some(uuid(3))), off.clone()).await.unwrap();
+    assert_eq!(targets(), ["None", "Pxe", "Pxe"]);
+    fleet.run(&whose("Default string", Some(uuid(1))), off.clone()).await.unwrap();
+    assert_eq!(targets(), ["Pxe", "Pxe", "Pxe"]);
+    let Answer::Parts { parts } = fleet.run(&whose("TAG0003", None), Command::Parts).await.unwrap() else { panic!() };
+    assert_eq!(
+        (parts[0].fields["product.serial"].as_str(), parts[0].fields["product.uuid"].as_str()),
+        ("TAG0003", uuid(3).as_str())
+    );
+    // Never the first: nobody said which, or none of them is meant.
+    for (stranger, said) in
+        [(whose("", None), "has 3 machines: "), (whose("TAG0009", None), "TAG0009 is not one of them: ")]
+    {
+        let error = fleet.run(&stranger, off.clone()).await.unwrap_err();
+        assert_eq!(error.code(), "bmc.ambiguous");
+        for word in [said, "Node1", "Node3", "TAG0002", &uuid(2)] {
+            assert!(error.message().contains(word), "{error}");
+        }
+    }
 }

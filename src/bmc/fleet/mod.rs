@@ -476,7 +476,7 @@ mod tests {
         fn is_send(_: impl Send) {}
         let fleet = Fleet::new(Settings::default());
         let doors = Doors::ipmi(([127, 0, 0, 1], 623).into());
-        let access = Access { doors, user: String::new(), password: Secret::new("") };
+        let access = Access { doors, user: String::new(), password: Secret::new(""), machine: Default::default() };
         is_send(fleet.run(&access, Command::Sensors));
         is_send(fleet.look(&access, Command::Sensors, Duration::ZERO));
     }

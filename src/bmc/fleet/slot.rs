@@ -76,10 +76,14 @@ impl Slot {
         deadline: Instant,
     ) -> Result<bool> {
         if let Some((session, of)) = &mut self.session
-            && of == access
+            && of.enters_like(access)
             && session.last_used().elapsed() < settings.idle
         {
             session.begin(deadline);
+            if let Line::Redfish(session) = session {
+                session.turn_to(&access.machine);
+            }
+            of.machine.clone_from(&access.machine);
             return Ok(true);
         }
         self.close().await;

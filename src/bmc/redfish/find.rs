@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::doc::{Doc, Properties};
 use super::session::Session;
 use crate::error::{Error, Result};
+use crate::machine::Serial;
 
 /// Chassis of one machine that are looked at: its own, drive cages, risers.
 const CHASSIS_MAX: usize = 16;
@@ -51,8 +52,9 @@ impl Session {
             .hint("update the BMC firmware, or use IPMI for this")
     }
 
-    /// BMCs of machines with accelerators list their boards as systems too (`HGX_Baseboard_0`): the machine is the one
-    /// that can be started and told what to boot. Where several can, as in an enclosure, nothing is guessed.
+    /// Of several, the one with the machine's serial number or UUID, as in a chassis of blades. BMCs of machines with
+    /// accelerators list their boards as systems too (`HGX_Baseboard_0`): where only one can be started and told what to
+    /// boot, the machine is that. Nothing else is guessed.
     async fn choose_system(&mut self) -> Result<Doc> {
         let Some(systems) = self.root().link("Systems").map(str::to_owned) else {
             return Err(self.lacks("any machine"));
@@ -60,14 +62,47 @@ impl Session {
         let mut systems = self.members(&systems).await?;
         if systems.len() > 1 {
             let list: Vec<String> = systems.iter().map(|system| name_of(system)).collect();
-            systems.retain(|system| can_boot(system));
+            let of_many = self.meant(&systems);
+            match of_many {
+                Some(meant) => systems = vec![systems.swap_remove(meant)],
+                None => systems.retain(|system| can_boot(system)),
+            }
             if systems.len() != 1 {
-                let message = format!("{} has {} machines: {}", self.whose(), list.len(), list.join("; "));
-                return Err(Error::refused("bmc.ambiguous", message)
-                    .hint("give the address of the machine's own BMC, not that of its enclosure"));
+                return Err(self.ambiguous(&list));
             }
         }
         systems.pop().ok_or_else(|| self.lacks("any machine"))
+    }
+
+    /// By serial number; by UUID where no serial number tells, or the chassis gave all of them the same.
+    fn meant(&self, systems: &[Doc]) -> Option<usize> {
+        // What Dell prints on the machine is the service tag.
+        let names: &[&str] = if self.dell() { &["SerialNumber", "SKU"] } else { &["SerialNumber"] };
+        let serials = |system: &Doc| names.iter().filter_map(|name| system.text(name)).collect::<Vec<_>>();
+        let is_serial = |text: &String| self.machine.serial.is_some() && Serial::parse(text) == self.machine.serial;
+        let uuid = |system: &Doc| system.text("UUID").and_then(|text| text.parse().ok());
+        let all = || (0..).zip(systems);
+        let by_serial = |(at, system): (usize, &Doc)| serials(system).iter().any(is_serial).then_some(at);
+        let by_uuid =
+            |(at, system): (usize, &Doc)| uuid(system).filter(|uuid| self.machine.has_uuid(*uuid)).map(|_| at);
+        let serial: Vec<usize> = all().filter_map(by_serial).collect();
+        let uuid: Vec<usize> =
+            all().filter_map(by_uuid).filter(|at| serial.is_empty() || serial.contains(at)).collect();
+        match (serial.as_slice(), uuid.as_slice()) {
+            ([only], _) | (_, [only]) => Some(*only),
+            _ => None,
+        }
+    }
+
+    fn ambiguous(&self, list: &[String]) -> Error {
+        let (whose, many, list) = (self.whose(), list.len(), list.join("; "));
+        let message = match (&self.machine.serial, &self.machine.uuid) {
+            (Some(serial), _) => format!("{whose} has {many} machines, and {serial} is not one of them: {list}"),
+            (None, Some(uuid)) => format!("{whose} has {many} machines, and {uuid} is not one of them: {list}"),
+            (None, None) => format!("{whose} has {many} machines: {list}"),
+        };
+        Error::refused("bmc.ambiguous", message)
+            .hint("correct the serial number or bmc_address in the list of expected machines")
     }
 
     async fn manager_of(&mut self, system: &Value) -> Result<Option<String>> {
@@ -106,6 +141,6 @@ fn can_boot(system: &Value) -> bool {
 
 fn name_of(system: &Value) -> String {
     let told = |name: &str| system.text(name).map(|value| format!("{name} {value}"));
-    let parts: Vec<String> = ["Id", "SerialNumber", "UUID"].into_iter().filter_map(told).collect();
+    let parts: Vec<String> = ["Id", "SerialNumber", "SKU", "UUID"].into_iter().filter_map(told).collect();
     parts.join(", ")
 }

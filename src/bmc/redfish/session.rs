@@ -18,7 +18,7 @@ use super::http::{Call, Credentials, Http, Payload, Reply, TOKEN};
 use super::tls::{Fingerprint, Pin, Trust};
 use crate::bmc::Access;
 use crate::error::{Error, Result};
-use crate::machine::Secret;
+use crate::machine::{Identity, Secret};
 
 /// The only path that is not taken from a link (DSP0266, “Redfish-defined URIs”).
 const ROOT: &str = "/redfish/v1/";
@@ -44,6 +44,7 @@ pub struct Session {
     password: Secret,
     login: Login,
     root: Doc,
+    pub(super) machine: Identity,
     pub(super) found: Option<Found>,
 }
 
@@ -54,7 +55,16 @@ impl Session {
         let (user, password) = (access.user.clone(), access.password.clone());
         let root = root(&mut http, &user, &password).await?;
         let login = log_in(&mut http, &root, &user, &password).await?;
-        Ok(Self { http, user, password, login, root, found: None })
+        let machine = access.machine.clone();
+        Ok(Self { http, user, password, login, root, machine, found: None })
+    }
+
+    /// For the next command, which may be for another machine of this BMC.
+    pub fn turn_to(&mut self, machine: &Identity) {
+        if self.machine != *machine {
+            self.machine.clone_from(machine);
+            self.found = None;
+        }
     }
 
     pub fn whose(&self) -> &str {
