@@ -259,6 +259,12 @@ pub enum Outcome {
     Erased {
         disks: Vec<String>,
         how: String,
+        /// What was done to each disk, and what was read back.
+        #[serde(default)]
+        proof: Vec<ErasedDisk>,
+        /// As it came back, taken before the first byte was erased.
+        #[serde(default)]
+        inventory: Option<Box<Inventory>>,
     },
     Checked {
         checks: Vec<Check>,
@@ -295,11 +301,64 @@ pub struct Twins {
     pub mad: f64,
 }
 
+/// What is left of a disk's content, and how that is known.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ErasedDisk {
+    pub name: String,
+    pub model: Option<String>,
+    pub serial: Option<Serial>,
+    pub size_bytes: u64,
+    pub how: Erasure,
+    /// What was read back afterwards, in samples across the whole disk and at its ends; all of it read zero, but what a disk
+    /// kept that says [`Erasure::Signatures`].
+    pub read_back_bytes: u64,
+    pub seconds: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Erasure {
+    SecureDiscard,
+    Discard,
+    /// The device keeps showing old data after a discard, or has no discard.
+    Signatures,
+}
+
+impl Erasure {
+    /// Whether the data is gone, and not only what leads to it.
+    pub fn complete(self) -> bool {
+        self != Erasure::Signatures
+    }
+}
+
+impl std::fmt::Display for Erasure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Erasure::SecureDiscard => "securely discarded, reads zero",
+            Erasure::Discard => "discarded, reads zero",
+            Erasure::Signatures => "partition tables and signatures zeroed, data blocks left",
+        })
+    }
+}
+
+/// A partition of the disk that was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partition {
+    /// From 1, as the kernel counts.
+    pub number: u32,
+    pub name: String,
+    pub start_bytes: u64,
+    pub size_bytes: u64,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Deployed {
     pub manifest: Digest,
     pub disk: String,
     pub serial: Option<Serial>,
+    /// As it is when the machine leaves the RAM system; the first boot lets the root file system grow.
+    #[serde(default)]
+    pub partitions: Vec<Partition>,
     /// Decompressed bytes that went to the disk; zero ranges are discarded and do not count.
     pub written_bytes: u64,
     /// Compressed bytes that were fetched.

@@ -4,13 +4,15 @@
 //! zeroed in any case, since what a discarded block reads is the device's choice (ATA "deterministic read" is optional).
 //! On a rotating disk without discard that leaves data blocks: the report says so, and does not call it erased.
 
+use std::time::Instant;
+
 use super::block::{Buffer, Device};
 use super::inventory;
 use super::progress::Meter;
 use super::roots::Roots;
 use crate::error::{Error, Result};
 use crate::image::chunk::is_zero;
-use crate::link::Outcome;
+use crate::link::{ErasedDisk, Erasure};
 use crate::machine::{Disk, Serial};
 
 /// Zeroed at each end of the disk: partition tables, RAID superblocks and boot loaders.
@@ -22,27 +24,8 @@ const SAMPLE: usize = 64 << 10;
 /// Samples across the whole device.
 const SAMPLES: u64 = 64;
 
-/// What was done to a disk, in the report's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum How {
-    SecureDiscard,
-    Discard,
-    /// The device keeps showing old data after a discard, or has no discard.
-    Signatures,
-}
-
-impl How {
-    fn words(self) -> &'static str {
-        match self {
-            How::SecureDiscard => "securely discarded, reads zero",
-            How::Discard => "discarded, reads zero",
-            How::Signatures => "partition tables and signatures zeroed, data blocks left",
-        }
-    }
-}
-
 /// All disks that are not kept, one after another; the first that fails stops it.
-pub fn erase(roots: &Roots, keep: &[Serial], meter: &Meter) -> Result<Outcome> {
+pub fn erase(roots: &Roots, keep: &[Serial], meter: &Meter) -> Result<Vec<ErasedDisk>> {
     let disks = inventory::disks(roots)?;
     let chosen: Vec<&Disk> = disks
         .iter()
@@ -58,23 +41,33 @@ pub fn erase(roots: &Roots, keep: &[Serial], meter: &Meter) -> Result<Outcome> {
         }
         claimed.push(Device::claim(&roots.dev.join(&disk.name))?);
     }
-    let mut how = Vec::new();
+    let mut proof = Vec::new();
     for (disk, device) in chosen.iter().zip(&claimed) {
         meter.step(format!("erasing {}", disk.name), 0);
-        let done = erase_disk(device, &partitions(roots, &disk.name))?;
-        how.push(format!("{}: {}", disk.name, done.words()));
+        let start = Instant::now();
+        let (how, read_back_bytes) = erase_disk(device, &partitions(roots, &disk.name))?;
+        proof.push(ErasedDisk {
+            name: disk.name.clone(),
+            model: disk.model.clone(),
+            serial: disk.serial.clone(),
+            size_bytes: device.size(),
+            how,
+            read_back_bytes,
+            seconds: start.elapsed().as_secs_f64(),
+        });
     }
-    Ok(Outcome::Erased { disks: chosen.iter().map(|d| d.name.clone()).collect(), how: how.join("; ") })
+    Ok(proof)
 }
 
-fn erase_disk(device: &Device, partitions: &[(u64, u64)]) -> Result<How> {
+/// How it was done, and the bytes that were read back as zero.
+fn erase_disk(device: &Device, partitions: &[(u64, u64)]) -> Result<(Erasure, u64)> {
     let size = device.size();
     let mut how = if device.secure_discard(0, size)? {
-        How::SecureDiscard
+        Erasure::SecureDiscard
     } else if device.discard(0, size)? {
-        How::Discard
+        Erasure::Discard
     } else {
-        How::Signatures
+        Erasure::Signatures
     };
     let mut edges = vec![(0, ENDS.min(size)), (size.saturating_sub(ENDS), ENDS.min(size))];
     for (start, len) in partitions {
@@ -86,35 +79,43 @@ fn erase_disk(device: &Device, partitions: &[(u64, u64)]) -> Result<How> {
         device.zero(*offset, *len)?;
     }
     device.sync()?;
-    if how != How::Signatures && !samples_zero(device, 0, size, SAMPLES)? {
-        how = How::Signatures;
+    let mut read_back = 0;
+    if how != Erasure::Signatures {
+        match samples_zero(device, 0, size, SAMPLES)? {
+            Some(bytes) => read_back += bytes,
+            None => how = Erasure::Signatures,
+        }
     }
     for (offset, len) in edges {
-        if !samples_zero(device, offset, len, 4)? {
+        let Some(bytes) = samples_zero(device, offset, len, 4)? else {
             let what = format!("{} still shows data at {offset} after zeroing", device.path().display());
             return Err(Error::refused("disk.erase", what).hint("take the disk out; it does not keep what it is told"));
-        }
+        };
+        read_back += bytes;
     }
     // Fails where the kernel cannot forget the partitions; then they are empty all the same.
     let _ = device.reread_partitions();
-    Ok(how)
+    Ok((how, read_back))
 }
 
-/// `count` samples, evenly across the range, its two ends among them.
-fn samples_zero(device: &Device, offset: u64, len: u64, count: u64) -> Result<bool> {
+/// `count` samples, evenly across the range, its two ends among them: the bytes that were read, or `None` where one of them
+/// is not zero.
+fn samples_zero(device: &Device, offset: u64, len: u64, count: u64) -> Result<Option<u64>> {
     let mut buffer = Buffer::new(SAMPLE);
     let sector = u64::from(device.sector());
     let sample = (SAMPLE as u64).min(len) / sector * sector;
     let room = len - sample;
+    let mut read = 0;
     for i in 0..count {
         let at = offset + (room / (count - 1).max(1)).saturating_mul(i).min(room) / sector * sector;
-        let Some(part) = buffer.get_mut(..sample as usize) else { return Ok(true) };
+        let Some(part) = buffer.get_mut(..sample as usize) else { return Ok(Some(read)) };
         device.read_at(part, at)?;
         if !is_zero(part) {
-            return Ok(false);
+            return Ok(None);
         }
+        read += sample;
     }
-    Ok(true)
+    Ok(Some(read))
 }
 
 /// Start and length in bytes of the partitions that the kernel sees. /sys counts in 512 bytes.

@@ -38,6 +38,7 @@ use progress::Meter;
 
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::link::{self, BmcUser, Hello, Leave, Mode, Order, Outcome, Problem, Report};
+use crate::machine::Serial;
 use crate::swarm::BackOff;
 
 /// An answer to a held question that comes sooner than this brought nothing: the next one waits a little.
@@ -182,10 +183,7 @@ impl Agent {
         match (order, self.options.mode) {
             (Order::Commission { bmc_user }, Mode::Ram) => self.commission(bmc_user, meter).await,
             (Order::Deploy(order), Mode::Ram) => deploy::deploy(self, number, &order, meter).await,
-            (Order::Erase { keep }, Mode::Ram) => {
-                let (roots, meter) = (self.options.roots.clone(), meter.clone());
-                blocking(move || erase::erase(&roots, &keep, &meter)).await
-            }
+            (Order::Erase { keep }, Mode::Ram) => self.erase(keep, meter).await,
             (Order::Verify(order), Mode::Resident) => check::check(self, &order, meter).await,
             (_, Mode::Ram) => {
                 Err(Error::conflict("order.mode", "this order is for the installed host, and this is RAM"))
@@ -213,6 +211,26 @@ impl Agent {
             let inventory = inventory::take(&roots, bmc)?;
             let measured = measure::all(&roots, &inventory.disks, &meter);
             Ok(Outcome::Commissioned { inventory: Box::new(inventory), measured, bmc_user_made })
+        })
+        .await
+    }
+
+    /// The inventory goes first: it shows what came back.
+    async fn erase(&self, keep: Vec<Serial>, meter: &Meter) -> Result<Outcome> {
+        let (roots, hooks, meter) = (self.options.roots.clone(), self.options.hooks.clone(), meter.clone());
+        blocking(move || {
+            meter.step("taking the inventory", 0);
+            let bmc = (hooks.in_band)().ok().flatten();
+            // What cannot be listed is erased all the same.
+            let inventory = inventory::take(&roots, bmc).inspect_err(say_error).ok().map(Box::new);
+            let proof = erase::erase(&roots, &keep, &meter)?;
+            let how: Vec<String> = proof.iter().map(|d| format!("{}: {}", d.name, d.how)).collect();
+            Ok(Outcome::Erased {
+                disks: proof.iter().map(|d| d.name.clone()).collect(),
+                how: how.join("; "),
+                proof,
+                inventory,
+            })
         })
         .await
     }

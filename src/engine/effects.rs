@@ -5,10 +5,11 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use super::bmc::Door;
-use super::{Engine, now};
+use super::{Engine, energy, now};
 use crate::error::Result;
 use crate::handoff::passport;
 use crate::lifecycle::ladder::Step;
+use crate::lifecycle::passport::Facts;
 use crate::lifecycle::{self, Action, Event, Machine};
 use crate::link::Problem;
 use crate::machine::{MachineId, PowerAction};
@@ -81,7 +82,7 @@ impl Effects {
         tracing::info!(machine = %machine.name, %action, "acting");
         let outcome = match &action {
             Action::SignPassport => {
-                return match passport::issue(&self.engine.inner.site.key, machine, now()) {
+                return match passport::issue(&self.engine.inner.site.key, machine, self.facts(machine), now()) {
                     Ok(passport) => Event::PassportSigned { passport },
                     Err(problem) => Event::ActionFailed { action, problem },
                 };
@@ -99,6 +100,13 @@ impl Effects {
                 Event::ActionFailed { action, problem: Problem::from(&e) }
             }
         }
+    }
+
+    /// What its BMC knows of a host that is handed over.
+    fn facts(&self, machine: &Machine) -> Facts {
+        let health = self.engine.health(machine.id);
+        let energy = health.as_deref().and_then(|h| energy::taken(&h.sensors, h.at?.as_millisecond()));
+        Facts { energy, key_id: None }
     }
 
     pub(super) async fn network_boot(&self, machine: &Machine) -> Result<serde_json::Value> {

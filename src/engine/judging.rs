@@ -20,6 +20,16 @@ impl Engine {
                 findings.extend(self.cohorts().judge(inventory, values(machine), measured, &floors));
                 findings
             }
+            // Its own inventory is still the one of its passport.
+            Outcome::Erased { inventory: Some(inventory), .. } => {
+                let mut findings = judge::hardware::judge(inventory);
+                if let Some(before) = &machine.inventory {
+                    let delivered = machine.times.iter().any(|t| t.state == "delivered");
+                    let since = if delivered { "delivery" } else { "its last inventory" };
+                    findings.extend(judge::changed::judge(before, inventory, since));
+                }
+                findings
+            }
             // How long a check took depends on more than the hardware: worth a look, no reason to hold the host.
             Outcome::Checked { measured, .. } => {
                 let Some(inventory) = machine.inventory.as_deref() else { return Vec::new() };

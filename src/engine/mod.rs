@@ -9,6 +9,7 @@ mod bmc;
 mod climb;
 pub mod consoles;
 mod effects;
+mod energy;
 pub mod found;
 mod judging;
 pub mod learn;

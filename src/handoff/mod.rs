@@ -1,3 +1,4 @@
 //! What is handed to others once a host is delivered.
 
+pub mod page;
 pub mod passport;

@@ -200,7 +200,7 @@ fn outcome_sentence(outcome: &Outcome) -> String {
             d.write_seconds,
             d.read_back_bytes >> 20
         ),
-        Outcome::Erased { disks, how } => format!("erased {} ({how})", disks.join(", ")),
+        Outcome::Erased { disks, how, .. } => format!("erased {} ({how})", disks.join(", ")),
         Outcome::Checked { checks, .. } => {
             format!("{} of {} checks passed", checks.iter().filter(|c| c.passed).count(), checks.len())
         }

@@ -12,7 +12,7 @@ use super::event::{BmcAccount, Order};
 use super::ladder::Ladder;
 use super::passport::PassingChecks;
 use super::{BootChoice, boot_choice};
-use crate::link::{Check, Deployed, Measured, Mode, Problem};
+use crate::link::{Check, Deployed, ErasedDisk, Measured, Mode, Problem};
 use crate::machine::{ClientArch, Disk, Finding, Identity, Inventory, MacAddr, MachineId, Place, Serial};
 
 /// Milliseconds since 1970, UTC.
@@ -52,6 +52,9 @@ pub struct Machine {
     /// The disk that this deployment writes, once it is chosen.
     pub target: Option<String>,
     pub deployed: Option<Deployed>,
+    /// What was made of its disks when it was last given back.
+    #[serde(default)]
+    pub erased: Option<Erased>,
     pub checks: Vec<Check>,
     pub state: State,
     pub entered: Millis,
@@ -146,6 +149,12 @@ pub struct AgentSeen {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Erased {
+    pub at: Millis,
+    pub disks: Vec<ErasedDisk>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StageTime {
     pub state: String,
     pub millis: Millis,
@@ -187,6 +196,7 @@ impl Machine {
             order: None,
             target: None,
             deployed: None,
+            erased: None,
             checks: Vec::new(),
             state,
             entered: now,

@@ -20,7 +20,7 @@ mod tests;
 pub use baseline::{Attempt, Baseline, BaselineEnd, BaselineNews, Finding};
 pub use cabling::{Occupant, SeenPort, SwitchPort};
 pub use event::{Action, BmcAccount, Event, Expectation, OWN_BMC_USER, Order, Refused, Sighting};
-pub use machine::{AgentSeen, BmcPassword, Machine, Millis, StageTime, State, Waiting};
+pub use machine::{AgentSeen, BmcPassword, Erased, Machine, Millis, StageTime, State, Waiting};
 
 use crate::link::Mode;
 

@@ -3,11 +3,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Machine, Millis, StageTime};
+use super::{Erased, Machine, Millis, StageTime};
 use crate::link::{Check, Deployed, Measured, Problem};
-use crate::machine::{Disk, Firmware, Hostname, Inventory, MachineId, Place, Role, Roles};
+use crate::machine::{Disk, Finding, Firmware, Hostname, Inventory, MachineId, Place, Role, Roles};
 
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What every host must show, whatever its role.
 pub const HOST_CHECKS: &[&str] =
@@ -57,7 +57,7 @@ impl PassingChecks {
     }
 }
 
-/// Version 1. Bytes and seconds; times in milliseconds since 1970.
+/// Bytes and seconds; times in milliseconds since 1970. What version 2 added is empty in a passport of version 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Passport {
     pub version: u32,
@@ -66,6 +66,7 @@ pub struct Passport {
     pub place: Option<Place>,
     pub role: Roles,
     pub hostname: Hostname,
+    /// What it boots with.
     pub firmware: Option<Firmware>,
     pub image: String,
     pub disk: Option<Disk>,
@@ -75,10 +76,50 @@ pub struct Passport {
     pub times: Vec<StageTime>,
     pub inventory: Inventory,
     pub issued_at: Millis,
+    /// BIOS, BMC, network cards and disks.
+    #[serde(default)]
+    pub versions: Vec<Version>,
+    /// The firmware baseline that it was brought to.
+    #[serde(default)]
+    pub baseline: Option<String>,
+    /// What is not as it should be and was no reason to keep it.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
+    /// When its disks were made blank before this delivery; `None` where it was never given back here.
+    #[serde(default)]
+    pub erased: Option<Erased>,
+    #[serde(default)]
+    pub energy: Option<Energy>,
+    /// The first eight bytes of the BLAKE3 digest of the public key, in hexadecimal.
+    #[serde(default)]
+    pub key_id: Option<String>,
+}
+
+/// The firmware of a part.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Version {
+    pub part: String,
+    pub version: String,
+}
+
+/// What it took from the mains at delivery, as its BMC said.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Energy {
+    pub watts: f64,
+    /// The sensors that said so.
+    pub sensors: Vec<String>,
+    pub at: Millis,
+}
+
+/// What the rules do not know, and a passport says.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Facts {
+    pub energy: Option<Energy>,
+    pub key_id: Option<String>,
 }
 
 impl Passport {
-    pub fn of(machine: &Machine, now: Millis) -> Result<Self, Problem> {
+    pub fn of(machine: &Machine, facts: Facts, now: Millis) -> Result<Self, Problem> {
         let incomplete = |what: &str| Problem {
             code: "passport.incomplete".into(),
             title: format!("no passport without {what}"),
@@ -87,6 +128,7 @@ impl Passport {
         };
         let order = machine.order.as_ref().ok_or_else(|| incomplete("an order"))?;
         PassingChecks::of(&order.role, &machine.checks)?;
+        let inventory = machine.inventory.as_deref().cloned().ok_or_else(|| incomplete("an inventory"))?;
         let mut times = machine.times.clone();
         times.push(StageTime { state: machine.state.name().to_owned(), millis: now - machine.entered });
         Ok(Self {
@@ -103,8 +145,23 @@ impl Passport {
             checks: machine.checks.clone(),
             measured: machine.measured.clone(),
             times,
-            inventory: machine.inventory.as_deref().cloned().ok_or_else(|| incomplete("an inventory"))?,
+            versions: versions(&inventory),
+            inventory,
             issued_at: now,
+            baseline: machine.baseline.as_ref().and_then(|b| b.name.clone()),
+            findings: machine.findings.clone(),
+            erased: machine.erased.clone(),
+            energy: facts.energy,
+            key_id: facts.key_id,
         })
     }
+}
+
+fn versions(inventory: &Inventory) -> Vec<Version> {
+    let bios = ("BIOS".to_owned(), &inventory.system.bios_version);
+    let bmc = inventory.bmc.iter().map(|bmc| ("BMC".to_owned(), &bmc.firmware));
+    let nics = inventory.nics.iter().map(|nic| (format!("NIC {}", nic.name), &nic.firmware));
+    let disks = inventory.disks.iter().map(|disk| (format!("disk {}", disk.name), &disk.firmware));
+    let all = std::iter::once(bios).chain(bmc).chain(nics).chain(disks);
+    all.filter_map(|(part, version)| Some(Version { part, version: version.clone()? })).collect()
 }

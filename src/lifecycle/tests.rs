@@ -99,6 +99,7 @@ fn deployed(digest: u8) -> Outcome {
         manifest: Digest([digest; 32]),
         disk: "vda".into(),
         serial: Serial::parse("DSK1"),
+        partitions: vec![],
         written_bytes: 1,
         fetched_bytes: 1,
         peer_bytes: 0,
@@ -466,7 +467,8 @@ fn a_release_erases_before_the_machine_is_ready_again() {
     talk.tell(sighted(true)).unwrap();
     talk.tell(hello(Mode::Ram, 3)).unwrap();
     assert_eq!(task(&talk.machine, Mode::Ram), Task::Erase);
-    talk.report(Outcome::Erased { disks: vec!["vda".into()], how: "discard".into() }).unwrap();
+    talk.report(Outcome::Erased { disks: vec!["vda".into()], how: "discard".into(), proof: vec![], inventory: None })
+        .unwrap();
     assert_eq!(talk.machine.state, State::Ready);
     assert!(talk.machine.order.is_none());
 }
@@ -480,7 +482,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(checked(Role::Kvm, None)),
         Just(checked(Role::Kvm, Some("services"))),
         Just(Outcome::Leaving),
-        Just(Outcome::Erased { disks: vec![], how: "discard".into() }),
+        Just(Outcome::Erased { disks: vec![], how: "discard".into(), proof: vec![], inventory: None }),
         Just(Outcome::Failed(problem.clone())),
     ];
     prop_oneof![

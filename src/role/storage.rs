@@ -450,7 +450,7 @@ impl Storage {
             };
             let path = mount.strip_prefix('/').is_some_and(|rest| rest.split('/').all(plain));
             let below = |tree: &&str| mount.strip_prefix(*tree).is_some_and(|rest| rest.starts_with('/'));
-            if !path || SYSTEM.contains(&mount.as_str()) || SYSTEM_TREES.iter().any(|t| below(&t)) {
+            if !path || SYSTEM.contains(&mount.as_str()) || SYSTEM_TREES.iter().any(below) {
                 let allowed = "an absolute path outside of the system's own folders, as /srv/data or /var/lib/docker";
                 return Err(wrong(format!("{key}.mount"), format!("nothing is mounted on {mount:?}"), allowed));
             }

@@ -417,6 +417,7 @@ fn deploy(digest: Digest, target: TargetRule) -> Order {
         read_back: ReadBack::Full,
         reuse: true,
         compare_with_dd: true,
+        setup: Default::default(),
     }))
 }
 

@@ -99,6 +99,7 @@ impl Site {
             target: TargetRule::default(),
             ssh_keys: Vec::new(),
             compare_with_dd: false,
+            setup: Default::default(),
         });
         let mut tx = db.write().await.unwrap();
         machines::save(&mut tx, &machine).await.unwrap();

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Module, and what it may use besides `error`, `durable` and `machine`, which everybody may.
+#[rustfmt::skip]
 const LAYERS: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("count", &[]),
@@ -27,50 +28,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("swarm", &["count", "image", "link"]),
     ("handoff", &["image", "lifecycle", "link"]),
     ("agent", &["image", "ipmi", "link", "role", "swarm"]),
-    (
-        "engine",
-        &[
-            "bmc",
-            "boot",
-            "firmware",
-            "handoff",
-            "image",
-            "judge",
-            "lifecycle",
-            "link",
-            "outlet",
-            "role",
-            "store",
-            "template",
-        ],
-    ),
+    ("engine", &["bmc", "boot", "firmware", "handoff", "image", "judge", "lifecycle", "link", "outlet", "role", "store", "template"]),
     ("api", &["bmc", "boot", "engine", "firmware", "httpd", "image", "judge", "lifecycle", "link", "role", "swarm"]),
     ("console", &["api", "engine"]),
     ("lab", &["agent", "api", "config", "image", "link", "role", "template"]),
-    (
-        "cli",
-        &[
-            "agent",
-            "api",
-            "bmc",
-            "boot",
-            "config",
-            "console",
-            "engine",
-            "firmware",
-            "httpd",
-            "image",
-            "ipmi",
-            "judge",
-            "lab",
-            "lifecycle",
-            "link",
-            "outlet",
-            "role",
-            "store",
-            "swarm",
-        ],
-    ),
+    ("cli", &["agent", "api", "bmc", "boot", "config", "console", "engine", "firmware", "httpd", "image", "ipmi", "judge", "lab", "lifecycle", "link", "outlet", "role", "store", "swarm"]),
 ];
 
 fn sources(folder: &Path, files: &mut Vec<PathBuf>) {

@@ -55,7 +55,8 @@ pub fn people(dir: &Path, engine: &Engine, config: &BootConfig) -> axum::Router 
     let boot = Arc::new(Explainer { dhcp, loaders, policy, preview: Arc::new(engine.clone()) });
     let library = Arc::new(Library::open(&dir.join("images"), &[key]).unwrap());
     let web = Arc::default();
-    api::people(Shared { engine: engine.clone(), library, boot, monitor, web, torrents: None, ssh_keys: Arc::new([]) })
+    let (torrents, ssh_keys, roles) = (None, Arc::new([]), Default::default());
+    api::people(Shared { engine: engine.clone(), library, boot, monitor, web, torrents, ssh_keys, roles })
 }
 
 async fn explain(people: &axum::Router, what: &str) -> Result<Explanation, String> {

@@ -204,7 +204,16 @@ async fn serve(config: Config, dir: PathBuf, stop: CancellationToken, ready: std
     let boot = Arc::new(handle.explainer(Arc::new(engine.clone())));
     let monitor = handle.monitor();
     let library = Arc::new(Library::open(Path::new("/nonexistent"), &[]).unwrap());
-    let shared = Shared { engine, library, boot, monitor, web: Arc::default(), torrents: None, ssh_keys: Arc::new([]) };
+    let shared = Shared {
+        engine,
+        library,
+        boot,
+        monitor,
+        web: Arc::default(),
+        torrents: None,
+        ssh_keys: Arc::new([]),
+        roles: Default::default(),
+    };
     for (address, app) in [("10.77.0.1:80", switch::http::router(switches)), ("127.0.0.1:8480", api::people(shared))] {
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let app = app.into_make_service_with_connect_info::<SocketAddr>();

@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::layout::{BACKUP_MAX, MIB};
 use crate::agent::block::{Buffer, Device};
 use crate::error::{Error, Result};
+use crate::link::Partition;
 
 pub const SEED_NAME: &str = "rackline-seed";
 
@@ -70,6 +71,22 @@ pub fn find_seed(device: &Device) -> Result<Option<Range<u64>>> {
         (start < end && end <= device.size()).then_some(start..end)
     })();
     Ok(place)
+}
+
+/// Those that are in use, in the order of their numbers. At most 1024, as the table is read.
+pub fn partitions(device: &Device) -> Result<Vec<Partition>> {
+    let table = Table::read(device)?;
+    let (size, sector) = (table.number32(field::ENTRY_SIZE)? as usize, u64::from(device.sector()));
+    let lba = |entry: &[u8], field: Range<usize>| entry.get(field)?.try_into().ok().map(u64::from_le_bytes);
+    let read = |(i, entry): (usize, &[u8])| {
+        let start = lba(entry, entry::FIRST)?.checked_mul(sector)?;
+        let end = lba(entry, entry::LAST)?.checked_add(1)?.checked_mul(sector)?;
+        let units = entry.get(entry::NAME)?.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+        let name = char::decode_utf16(units.take_while(|unit| *unit != 0)).map(|c| c.unwrap_or('\u{fffd}')).collect();
+        Some(Partition { number: i as u32 + 1, name, start_bytes: start, size_bytes: end.checked_sub(start)? })
+    };
+    let used = |(_, entry): &(usize, &[u8])| entry.iter().take(16).any(|b| *b != 0);
+    Ok(table.entries.chunks(size).enumerate().filter(used).filter_map(read).collect())
 }
 
 fn utf16(text: &str) -> Vec<u8> {

@@ -77,7 +77,7 @@ pub async fn deploy(agent: &Agent, number: u64, order: &Deploy, meter: &Meter) -
         disk_bytes: disk.size_bytes,
     };
     let (how, seed, meter) = (order.read_back, order.seed.clone(), meter.clone());
-    let checked = blocking(move || {
+    let (checked, partitions) = blocking(move || {
         let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
         // What does not read back is not tried again on top of what is there.
         let checked = read_back::check(&device, &image, how, &meter).or_else(|e| journal.remove().and(Err(e)))?;
@@ -86,7 +86,7 @@ pub async fn deploy(agent: &Agent, number: u64, order: &Deploy, meter: &Meter) -
         seed::write(&device, &layout.seed, &seed, &installed, &binary)?;
         journal.remove()?;
         device.reread_partitions()?;
-        Ok(checked)
+        Ok((checked, gpt::partitions(&device)?))
     })
     .await?;
     let Fetched { from_peers, from_appliance } = match &member {
@@ -98,6 +98,7 @@ pub async fn deploy(agent: &Agent, number: u64, order: &Deploy, meter: &Meter) -
         manifest: order.manifest,
         disk: disk.name,
         serial: disk.serial,
+        partitions,
         written_bytes: written.written_bytes,
         fetched_bytes: written.fetched_bytes,
         peer_bytes: from_peers,

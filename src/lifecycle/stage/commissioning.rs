@@ -65,7 +65,7 @@ fn done(turn: &mut Turn) {
 }
 
 /// Each fault in one sentence; the next step of the first.
-fn faults(findings: &[Finding]) -> Option<Problem> {
+pub(super) fn faults(findings: &[Finding]) -> Option<Problem> {
     let faults: Vec<&Finding> = findings.iter().filter(|f| f.severity == Severity::Fault).collect();
     let first = faults.first()?;
     let title = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
