@@ -84,9 +84,7 @@ fn bmcs_answer_ssdp_and_nobody_sends_us_elsewhere() {
     let [found] = found.as_slice() else { panic!("{found:?}") };
     assert!(found.address == BMC && found.redfish.is_some(), "{found:?}");
     let question = asked.recv().unwrap();
-    for word in
-        ["M-SEARCH * HTTP/1.1\r\n", "MAN: \"ssdp:discover\"\r\n", &format!("ST: {SERVICE}\r\n"), "MX: 2\r\n"]
-    {
+    for word in ["M-SEARCH * HTTP/1.1\r\n", "MAN: \"ssdp:discover\"\r\n", &format!("ST: {SERVICE}\r\n"), "MX: 2\r\n"] {
         assert!(question.contains(word), "{question}");
     }
     // A network of others is not asked at all.

@@ -8,6 +8,7 @@ mod bmc_data;
 mod bmc_fleet;
 mod bmc_password;
 mod bmc_proxy;
+mod bmc_setup;
 mod bmc_sim;
 mod bmc_ssdp;
 mod boot;
