@@ -20,6 +20,7 @@ mod delivery;
 mod dhcp_clients;
 mod engine;
 mod firmware;
+mod firmware_cli;
 mod fixture;
 mod fuzz;
 mod http_files;
