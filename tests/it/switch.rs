@@ -17,6 +17,7 @@ use rackline::image::Library;
 use rackline::lifecycle::{Event, Expectation, SwitchPort};
 use rackline::link::Mode;
 use rackline::machine::{MacAddr, Place, Serial};
+use rackline::role::Templates;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -204,7 +205,16 @@ async fn serve(config: Config, dir: PathBuf, stop: CancellationToken, ready: std
     let boot = Arc::new(handle.explainer(Arc::new(engine.clone())));
     let monitor = handle.monitor();
     let library = Arc::new(Library::open(Path::new("/nonexistent"), &[]).unwrap());
-    let shared = Shared { engine, library, boot, monitor, web: Arc::default(), torrents: None, ssh_keys: Arc::new([]) };
+    let shared = Shared {
+        engine,
+        library,
+        boot,
+        monitor,
+        web: Arc::default(),
+        torrents: None,
+        ssh_keys: Arc::new([]),
+        roles: Templates::new(None),
+    };
     for (address, app) in [("10.77.0.1:80", switch::http::router(switches)), ("127.0.0.1:8480", api::people(shared))] {
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let app = app.into_make_service_with_connect_info::<SocketAddr>();
