@@ -32,7 +32,10 @@ pub struct BaselineView {
 pub struct MachineFirmware {
     /// What would have to be done now, from a look at the machine; `None` where there is no baseline for its model.
     pub plan: Option<Plan>,
-    /// What came of its last commissioning.
+    /// Whether that is done when it is commissioned, or only told.
+    #[serde(default)]
+    pub apply: bool,
+    /// What came of its last commissioning, or what is being done now.
     pub last: Option<Baseline>,
 }
 
@@ -52,5 +55,5 @@ pub async fn stock(State(s): State<Shared>) -> Result<Json<Stock>, Failure> {
 pub async fn machine(State(s): State<Shared>, Path(name): Path<String>) -> Result<Json<MachineFirmware>, Failure> {
     let machine = s.engine.find(&name)?;
     let plan = s.engine.firmware_plan(&machine).await?;
-    Ok(Json(MachineFirmware { plan, last: machine.baseline.clone() }))
+    Ok(Json(MachineFirmware { plan, apply: s.engine.firmware().apply, last: machine.baseline.clone() }))
 }

@@ -273,7 +273,10 @@ async fn set_clock<B: Bmc>(bmc: &mut B) -> Result<Answer> {
 async fn set_network<B: Bmc>(bmc: &mut B, wanted: &SetNetwork) -> Result<Answer> {
     bmc.set_network(wanted).await?;
     let Some(AddressFrom::Static { address, .. }) = &wanted.address else {
-        return done("the network settings are sent", unconfirmed("the address that it gets shows it"));
+        return match (&wanted.address, &wanted.ntp) {
+            (None, Some(ntp)) => time_servers_seen(bmc, ntp).await,
+            _ => done("the network settings are sent", unconfirmed("the address that it gets shows it")),
+        };
     };
     match bmc.network().await {
         Ok(seen) if seen.address == Some(*address) => done("the network settings are there", Outcome::Confirmed),
@@ -282,6 +285,20 @@ async fn set_network<B: Bmc>(bmc: &mut B, wanted: &SetNetwork) -> Result<Answer>
             Err(not_applied(bmc.whose(), "the address", format!("it has {has}")))
         }
         Err(_) => done("the network settings are sent", unconfirmed("it does not answer at its old address any more")),
+    }
+}
+
+async fn time_servers_seen<B: Bmc>(bmc: &mut B, wanted: &[String]) -> Result<Answer> {
+    match bmc.network().await?.ntp {
+        // Some keep servers of their own behind those that they are given.
+        Some(seen) if wanted.iter().all(|server| seen.contains(server)) && wanted.is_empty() == seen.is_empty() => {
+            done("the time servers are there", Outcome::Confirmed)
+        }
+        Some(seen) => {
+            let has = if seen.is_empty() { "none".to_owned() } else { seen.join(", ") };
+            Err(not_applied(bmc.whose(), "the time servers", format!("it has {has}")))
+        }
+        None => done("the time servers are sent", unconfirmed("the BMC does not show them")),
     }
 }
 

@@ -144,10 +144,15 @@ fn plan_text(firmware: &MachineFirmware) -> String {
             lines.push(format!("{} by the baseline {}: {}", plan.model, plan.baseline, plan.summary()));
             lines.extend(plan.steps.iter().enumerate().map(|(n, step)| format!("{:>3}. {step}", n + 1)));
             lines.extend(plan.findings.iter().map(|finding| format!("  - {finding}")));
+            lines.extend((!plan.steps.is_empty()).then(|| match firmware.apply {
+                true => "done when the machine is commissioned the next time".to_owned(),
+                false => "not done when the machine is commissioned: firmware.apply is false".to_owned(),
+            }));
         }
     }
     if let Some(last) = &firmware.last {
-        lines.push(format!("when last commissioned: {}", last.doing));
+        let when = if last.done { "when last commissioned" } else { "under way" };
+        lines.push(format!("{when}: {}", last.doing));
         lines.extend(last.findings.iter().map(|finding| format!("  - {finding}")));
     }
     lines.join("\n")

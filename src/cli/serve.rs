@@ -21,10 +21,10 @@ use crate::boot::firmware::Files;
 use crate::boot::monitor::Monitor;
 use crate::boot::script::Scripts;
 use crate::boot::switch::{self, Switches};
-use crate::config::{Config, Console, expected};
+use crate::config::{self, Config, Console, expected};
 use crate::console;
 use crate::engine::consoles::{self, Recorded};
-use crate::engine::{About, Engine, SeedFacts, Site};
+use crate::engine::{About, BmcAddress, BmcSetup, Engine, SeedFacts, Site};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::firmware::Depot;
 use crate::httpd::{self, Limits, Server};
@@ -83,6 +83,14 @@ pub async fn run(args: Args) -> Result<()> {
         fleet: fleet.clone(),
         firmware: depot.clone(),
         seed,
+        bmc_setup: BmcSetup {
+            ntp: config.bmc.ntp.clone(),
+            address: match config.bmc.address {
+                config::BmcAddress::Keep => BmcAddress::Keep,
+                config::BmcAddress::Dhcp => BmcAddress::Dhcp,
+                config::BmcAddress::Static => BmcAddress::Static,
+            },
+        },
         boot_limit: config.boot.boot_limit,
         switches: switches.clone(),
     };

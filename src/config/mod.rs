@@ -5,7 +5,7 @@
 pub mod expected;
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,7 @@ use crate::boot::config::BootConfig;
 use crate::boot::script::Scripts;
 use crate::boot::switch::config::{self as switch, Services, Switch};
 use crate::error::{Error, Kind, OrFail, Result};
+use crate::machine::Hostname;
 use crate::outlet;
 
 #[derive(Debug, Clone, Deserialize)]
@@ -105,6 +106,10 @@ pub struct Bmc {
     pub sweep_seconds: u32,
     /// The password of the list is changed, when a machine is enlisted, to one that is generated for it.
     pub own_passwords: bool,
+    /// Time servers that every BMC gets when its machine is commissioned; empty: each keeps those that it has.
+    pub ntp: Vec<String>,
+    /// What becomes of its address then.
+    pub address: BmcAddress,
     /// PEM of the authority that signs the certificates of the site's BMCs. Without one, the first certificate of each is
     /// kept, and another one refused.
     pub authority: Option<PathBuf>,
@@ -112,9 +117,45 @@ pub struct Bmc {
 
 impl Default for Bmc {
     fn default() -> Self {
-        Self { console: Console::default(), sweep_seconds: 60, own_passwords: false, authority: None }
+        Self {
+            console: Console::default(),
+            sweep_seconds: 60,
+            own_passwords: false,
+            ntp: Vec::new(),
+            address: BmcAddress::Keep,
+            authority: None,
+        }
     }
 }
+
+/// Where a BMC has its address from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BmcAddress {
+    #[default]
+    Keep,
+    Dhcp,
+    /// The one that it has now, from now on without asking for it.
+    Static,
+}
+
+impl Bmc {
+    fn check(&self) -> Result<()> {
+        let wrong =
+            |what: String| Err(Error::config("config.invalid", what).hint("ntp = [\"10.0.0.1\", \"ntp.example\"]"));
+        if self.ntp.len() > TIME_SERVERS {
+            return wrong(format!("bmc.ntp names {} time servers; BMCs have room for {TIME_SERVERS}", self.ntp.len()));
+        }
+        let named = |server: &&String| server.parse::<IpAddr>().is_err() && server.parse::<Hostname>().is_err();
+        match self.ntp.iter().find(named) {
+            Some(server) => wrong(format!("bmc.ntp: {server:?} is neither an address nor a host name")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// iDRAC and iLO take three or two, others four; more than that none shows.
+const TIME_SERVERS: usize = 4;
 
 /// When the serial consoles of machines are recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -253,6 +294,7 @@ impl Config {
             toml::from_str(text).map_err(|e| Error::config("config.invalid", e.to_string().trim_end()))?;
         config.boot.check()?;
         config.power.check()?;
+        config.bmc.check()?;
         switch::check(&config.switches, &config.boot)?;
         let swarm = config.swarm.port.get();
         if swarm == config.boot.port() || swarm == config.api.listen.port() {

@@ -88,6 +88,7 @@ impl Effects {
                 };
             }
             Action::ChangeBmcPassword => self.engine.change_bmc_password(machine).await,
+            Action::BmcSetup => self.engine.set_up_bmc(machine).await,
             Action::NetworkBoot => self.network_boot(machine).await,
             Action::Power { power } => self.step(machine, Door::First, Step::Power(*power)).await,
             Action::Climb(climb) => self.climb(machine, climb).await,

@@ -166,9 +166,15 @@ impl Engine {
         }
         let machine = machine.id;
         let usual: Limits = fleet.limits();
-        let limits = learning.of(machine).map_or(usual, |learnt| learnt.limits(&usual));
-        let result = fleet.run_within(access, command.clone(), &limits).await;
-        learning.change(machine, |learnt| learnt.note(&command, &result));
+        let learnt = learning.of(machine).unwrap_or_default();
+        let (limits, allowed) = (learnt.limits(&usual), learnt.allowed(&command, fleet.allowed(&command)));
+        let begun = Instant::now();
+        let result = fleet.run_within(access, command.clone(), &limits, allowed).await;
+        let took = begun.elapsed();
+        learning.change(machine, |learnt| {
+            learnt.note(&command, &result);
+            learnt.took(&command, &result, took);
+        });
         if matches!(command, Command::Update(_) | Command::ResetBmc { .. }) {
             // When it is back, its firmware may be another.
             learning.lock().whose.entry(machine).and_modify(|(_, at)| *at = None);

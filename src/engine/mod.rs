@@ -6,6 +6,7 @@
 
 mod baseline;
 mod bmc;
+mod bmc_setup;
 mod climb;
 pub mod consoles;
 mod effects;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+pub use bmc_setup::{BmcAddress, BmcSetup};
 pub use orders::SeedFacts;
 
 use crate::bmc::Fleet;
@@ -83,6 +85,7 @@ pub struct Site {
     pub outlets: Outlets,
     pub firmware: Depot,
     pub seed: SeedFacts,
+    pub bmc_setup: BmcSetup,
     /// Network boots in one state after which a machine is held.
     pub boot_limit: u32,
     /// The port map is asked where a machine is plugged in.

@@ -113,8 +113,8 @@ pub(super) fn short(password: &str) -> &str {
     password.get(..SHORT).unwrap_or(password)
 }
 
-/// The BMC of another machine must not get the password of this one; [`Engine::meet`] compares serial numbers besides.
-fn is_its_own(machine: &Machine) -> Result<()> {
+/// The BMC of another machine must not get the password and settings of this one; [`Engine::meet`] compares serial numbers besides.
+pub(super) fn is_its_own(machine: &Machine) -> Result<()> {
     let listed = machine.bmc.as_ref().map(|account| account.address.ip());
     let in_band = machine.inventory.as_ref().and_then(|inventory| inventory.bmc.as_ref()).and_then(|bmc| bmc.address);
     match (listed, in_band) {

@@ -147,7 +147,8 @@ fn take(engine: &Engine, draft: &mut Draft, at: Millis, about: &About, event: Ev
         Ok(step) => {
             tell_of_cabling(&machine, &step.machine);
             draft.arrivals.extend(Arrival::of(at, &machine, &step.machine).map(|arrival| (id, arrival)));
-            draft.actions.extend(step.actions.into_iter().map(|a| (id, a)));
+            let actions = step.actions.into_iter().filter(|action| engine.has_work_for(action));
+            draft.actions.extend(actions.map(|a| (id, a)));
             draft.book.push((step.machine.clone(), event));
             draft.changed.insert(id, step.machine);
             Ok(id)

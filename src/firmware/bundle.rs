@@ -109,10 +109,10 @@ impl Bundles {
         let copy = self.folder.join(format!(".{file}.{}", std::process::id()));
         let summed = copy_and_sum(from, &copy);
         let outcome = summed.and_then(|(blake3, sha256, bytes)| {
-            if about.sha256.is_some_and(|said| said != sha256) {
+            if let Some(said) = about.sha256.filter(|said| *said != sha256) {
                 return Err(Error::refused(
                     "firmware.digest",
-                    format!("{} is not what it should be: its SHA-256 is {sha256}", from.display()),
+                    format!("the SHA-256 of {} is {sha256}, expected {said}", from.display()),
                 )
                 .hint("fetch it again from the vendor, and compare with the digest on the vendor's page"));
             }

@@ -164,6 +164,7 @@ impl Event {
             Event::PowerRequested { action } => format!("power {action} asked for"),
             Event::BmcPasswordWanted { own: true } => "its BMC shall have a password of its own".into(),
             Event::BmcPasswordWanted { own: false } => "its BMC keeps the password of the list".into(),
+            Event::ActionDone { action, answer: serde_json::Value::String(answer) } => format!("{action}: {answer}"),
             Event::ActionDone { action, .. } => format!("{action}: done"),
             Event::ActionFailed { action, problem } => format!("{action}: failed: {}", problem.title),
             Event::PassportSigned { .. } => "passport signed".into(),
@@ -283,6 +284,8 @@ pub enum Action {
     Climb(Climb),
     /// The password that the BMC came with, for a generated one.
     ChangeBmcPassword,
+    /// Time servers and address of the BMC, as the site wants them; where it wants nothing, the engine leaves it out.
+    BmcSetup,
     /// Brings firmware and settings to the baseline of the model: looks, does what is next, and looks again until it is there.
     Baseline,
     SignPassport,
@@ -295,6 +298,7 @@ impl std::fmt::Display for Action {
             Action::Power { power } => write!(f, "power {power}"),
             Action::Climb(climb) => write!(f, "{climb}"),
             Action::ChangeBmcPassword => f.write_str("give the BMC a password of its own"),
+            Action::BmcSetup => f.write_str("set up the BMC"),
             Action::Baseline => f.write_str("firmware baseline"),
             Action::SignPassport => f.write_str("sign the passport"),
         }

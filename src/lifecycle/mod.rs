@@ -168,6 +168,8 @@ pub fn still_wanted(machine: &Machine, action: &Action, decided_at: Millis) -> b
         // Begun or not: `ladder::Step::again` says what may still be done of one that has begun.
         Action::Climb(climb) => machine.ladder.current.as_ref() == Some(climb),
         Action::ChangeBmcPassword => machine.bmc_password == BmcPassword::Wanted,
+        // It looks at each setting first.
+        Action::BmcSetup => machine.bmc.is_some(),
         Action::Baseline => machine.baseline_running().is_some(),
         Action::SignPassport => matches!(machine.state, State::Verifying),
     }

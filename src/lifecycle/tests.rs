@@ -182,7 +182,7 @@ fn a_listed_bmc_gets_a_password_of_its_own_when_it_is_enlisted_and_once() {
     assert!(talk.actions.is_empty(), "nobody has said yet whose BMC it is");
     talk.report(commissioned()).unwrap();
     // With the new password its firmware is looked at.
-    assert_eq!(talk.actions, [Action::ChangeBmcPassword, Action::Baseline]);
+    assert_eq!(talk.actions, [Action::ChangeBmcPassword, Action::BmcSetup, Action::Baseline]);
     assert!(still_wanted(&talk.machine, &Action::ChangeBmcPassword, 0));
     talk.tell(changed).unwrap();
     assert!(!still_wanted(&talk.machine, &Action::ChangeBmcPassword, 0));
@@ -249,7 +249,7 @@ fn from_the_list_to_the_passport_in_one_network_boot() {
     talk.tell(hello(Mode::Resident, 2)).unwrap();
     assert_eq!(task(&talk.machine, Mode::Resident), Task::Verify);
     talk.report(checked(Role::Kvm, None)).unwrap();
-    assert_eq!(talk.actions, [Action::NetworkBoot, Action::Baseline, Action::SignPassport]);
+    assert_eq!(talk.actions, [Action::NetworkBoot, Action::BmcSetup, Action::Baseline, Action::SignPassport]);
     talk.tell(Event::PassportSigned { passport: serde_json::json!({}) }).unwrap();
     assert!(matches!(talk.machine.state, State::Delivered { .. }));
     assert_eq!(boot_choice(&talk.machine), BootChoice::LocalDisk);
@@ -499,6 +499,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::PowerRequested { action: PowerAction::On }),
         Just(Event::ActionFailed { action: Action::NetworkBoot, problem }),
         any::<bool>().prop_map(|own| Event::BmcPasswordWanted { own }),
+        Just(Event::ActionDone { action: Action::BmcSetup, answer: "was so".into() }),
         Just(Event::ActionDone { action: Action::ChangeBmcPassword, answer: serde_json::json!({ "length": 16 }) }),
         Just(Event::PassportSigned { passport: serde_json::json!({}) }),
         baseline::any_news(),

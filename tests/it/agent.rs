@@ -411,6 +411,7 @@ fn deploy(digest: Digest, target: TargetRule) -> Order {
         network_config: "version: 2\n".into(),
     };
     Order::Deploy(Box::new(Deploy {
+        setup: Default::default(),
         manifest: digest,
         target,
         seed,

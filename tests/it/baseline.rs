@@ -1,10 +1,11 @@
 //! Firmware baselines through engine, database and a Redfish BMC: from what a machine was delivered with to what its baseline
 //! wants, read back; a `kill -9` while the BMC writes; and what must not be written.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rackline::boot::{Policy, Sighting, Stage};
-use rackline::engine::{About, Engine, Site};
+use rackline::engine::{About, BmcSetup, Engine, Site};
 use rackline::firmware::bundle::{About as AboutBundle, Bundle};
 use rackline::firmware::{Depot, Part};
 use rackline::lab::redfish::{self, Fault, Hardware, Identity, Reset, Simulated};
@@ -18,7 +19,7 @@ use super::engine;
 const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0x77, 0, 0x63]);
 const PATIENCE: Duration = Duration::from_secs(60);
 
-const BASELINE: &str = r#"
+pub const BASELINE: &str = r#"
 name = "rack R1"
 vendor = "Labworks"
 models = ["LW-R*"]
@@ -45,25 +46,34 @@ minimum = "2.5.0"
 "#;
 
 /// A site with one machine, whose BMC speaks Redfish.
-struct Rack {
-    dir: tempfile::TempDir,
-    bmc: Simulated,
-    serial: Serial,
+pub struct Rack {
+    pub dir: tempfile::TempDir,
+    pub bmc: Simulated,
+    pub serial: Serial,
+    /// Whether the site has machines brought to their baselines.
+    pub apply: bool,
+    /// The folder of the appliance's state: with another one it has never seen the machine.
+    pub state: &'static str,
 }
 
 impl Rack {
-    async fn new(baseline: &str) -> Self {
+    pub async fn new(baseline: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("baselines")).unwrap();
         std::fs::write(dir.path().join("baselines/r1.toml"), baseline).unwrap();
         let bmc = redfish::start(([127, 0, 0, 1], 0).into()).await.unwrap();
         bmc.hardware.reset(Reset::On).unwrap();
-        Self { dir, bmc, serial: Serial::parse(&Identity::example().serial).unwrap() }
+        let serial = Serial::parse(&Identity::example().serial).unwrap();
+        Self { dir, bmc, serial, apply: true, state: "state" }
+    }
+
+    pub fn bundles(&self) -> PathBuf {
+        self.dir.path().join("bundles")
     }
 
     fn depot(&self) -> Depot {
         let baselines = Some(self.dir.path().join("baselines"));
-        let mut depot = Depot::new(baselines, self.dir.path().join("bundles"), true, "http://127.0.0.1:1", [7; 32]);
+        let mut depot = Depot::new(baselines, self.bundles(), self.apply, "http://127.0.0.1:1", [7; 32]);
         depot.look = Duration::from_millis(50);
         depot
     }
@@ -83,11 +93,18 @@ impl Rack {
     }
 
     async fn engine(&self) -> (Engine, CancellationToken) {
-        engine::start_on(Site { firmware: self.depot(), ..engine::site(self.dir.path()).await }).await
+        self.engine_with(BmcSetup::default()).await
+    }
+
+    pub async fn engine_with(&self, bmc_setup: BmcSetup) -> (Engine, CancellationToken) {
+        let state = self.dir.path().join(self.state);
+        std::fs::create_dir_all(&state).unwrap();
+        let site = engine::site(&state).await;
+        engine::start_on(Site { firmware: self.depot(), bmc_setup, ..site }).await
     }
 
     /// On the list, booted, and its inventory taken.
-    async fn commission(&self, engine: &Engine) -> MachineId {
+    pub async fn commission(&self, engine: &Engine) -> MachineId {
         let bmc = self.bmc.server.address;
         let row = Expectation {
             name: "kvm-1".into(),
@@ -106,7 +123,7 @@ impl Rack {
     }
 
     /// The machine starts, and its agent says hello.
-    async fn boot(&self, engine: &Engine, id: MachineId, boot: u128) {
+    pub async fn boot(&self, engine: &Engine, id: MachineId, boot: u128) {
         let sighting = Sighting {
             mac: MAC,
             uuid: None,
@@ -131,7 +148,7 @@ impl Rack {
         engine.submit(About::Agent(id), hello).await.unwrap();
     }
 
-    async fn report(&self, engine: &Engine, id: MachineId) {
+    pub async fn report(&self, engine: &Engine, id: MachineId) {
         let system = System {
             manufacturer: Some("Labworks".into()),
             product: Some("LW-R1".into()),
@@ -153,7 +170,7 @@ impl Rack {
     }
 }
 
-async fn until(engine: &Engine, id: MachineId, what: &str, wanted: impl Fn(&Machine) -> bool) {
+pub async fn until(engine: &Engine, id: MachineId, what: &str, wanted: impl Fn(&Machine) -> bool) {
     let wait = async {
         while !engine.machine(id).is_some_and(|m| wanted(&m)) {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -164,11 +181,11 @@ async fn until(engine: &Engine, id: MachineId, what: &str, wanted: impl Fn(&Mach
     }
 }
 
-async fn told(engine: &Engine, id: MachineId) -> Vec<String> {
+pub async fn told(engine: &Engine, id: MachineId) -> Vec<String> {
     engine.db().events(id, 0, 200).await.unwrap().iter().map(|e| e.event.sentence()).collect()
 }
 
-fn rebooted(machine: &Machine) -> bool {
+pub fn rebooted(machine: &Machine) -> bool {
     let attempts = machine.baseline.as_ref().map_or(&[][..], |b| &b.attempts);
     attempts.iter().any(|a| a.what == "reboot" && a.ended.is_some())
 }

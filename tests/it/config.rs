@@ -38,6 +38,8 @@ fn wrong_configuration_is_named() {
     assert!(spoil("\"6.1\"", "\"new\"").contains("kernel_floor"));
     assert!(spoil("\"ipxe.efi\", \"snp", "\"ipxe.elf\", \"snp").contains("no boot file \"ipxe.elf\""));
     assert!(spoil("boot_limit = 6", "boot_limit = 1").contains("boot_limit"));
+    assert!(spoil("#ntp = [\"10.77.0.2\"", "ntp = [\"time_1\"").contains("time_1"));
+    assert!(spoil("address = \"keep\"", "address = \"stay\"").contains("stay"));
     assert!(spoil("machine = \"kvm-17\"\n", "").contains("either machine or mac"));
 }
 

@@ -26,6 +26,7 @@ pub async fn site(dir: &Path) -> Site {
         outlets: Default::default(),
         firmware: Default::default(),
         seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
+        bmc_setup: Default::default(),
         boot_limit: 6,
         switches: Default::default(),
     }

@@ -21,6 +21,7 @@ use rackline::engine::Engine;
 use rackline::image::{Cache, RamSystem};
 use rackline::image::{Library, SigningKey};
 use rackline::machine::{ClientArch, MacAddr, MachineId};
+use rackline::role::Templates;
 use rackline::store::Db;
 use tower::ServiceExt;
 
@@ -55,8 +56,16 @@ pub fn people(dir: &Path, engine: &Engine, config: &BootConfig) -> axum::Router 
     let boot = Arc::new(Explainer { dhcp, loaders, policy, preview: Arc::new(engine.clone()) });
     let library = Arc::new(Library::open(&dir.join("images"), &[key]).unwrap());
     let web = Arc::default();
-    let (torrents, ssh_keys, roles) = (None, Arc::new([]), Default::default());
-    api::people(Shared { engine: engine.clone(), library, boot, monitor, web, torrents, ssh_keys, roles })
+    api::people(Shared {
+        engine: engine.clone(),
+        library,
+        boot,
+        monitor,
+        web,
+        torrents: None,
+        ssh_keys: Arc::new([]),
+        roles: Templates::new(None),
+    })
 }
 
 async fn explain(people: &axum::Router, what: &str) -> Result<Explanation, String> {

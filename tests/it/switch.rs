@@ -17,6 +17,7 @@ use rackline::image::Library;
 use rackline::lifecycle::{Event, Expectation, SwitchPort};
 use rackline::link::Mode;
 use rackline::machine::{MacAddr, Place, Serial};
+use rackline::role::Templates;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -212,7 +213,7 @@ async fn serve(config: Config, dir: PathBuf, stop: CancellationToken, ready: std
         web: Arc::default(),
         torrents: None,
         ssh_keys: Arc::new([]),
-        roles: Default::default(),
+        roles: Templates::new(None),
     };
     for (address, app) in [("10.77.0.1:80", switch::http::router(switches)), ("127.0.0.1:8480", api::people(shared))] {
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();

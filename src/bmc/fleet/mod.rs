@@ -183,7 +183,8 @@ impl Fleet {
 
     /// Runs one command: look, act, read back. Waits for its turn with this BMC first.
     pub async fn run(&self, access: &Access, command: Command) -> Result<Answer> {
-        self.run_within(access, command, &self.inner.settings.limits).await
+        let (limits, allowed) = (self.limits(), self.allowed(&command));
+        self.run_within(access, command, &limits, allowed).await
     }
 
     /// What is usual, where nothing else is known of a BMC.
@@ -191,12 +192,23 @@ impl Fleet {
         self.inner.settings.limits
     }
 
+    /// How long a command may take as a whole, likewise.
+    pub fn allowed(&self, command: &Command) -> Duration {
+        self.inner.settings.allowed(command)
+    }
+
     /// The same, with the waits that this BMC is known to need.
-    pub async fn run_within(&self, access: &Access, command: Command, limits: &Limits) -> Result<Answer> {
+    pub async fn run_within(
+        &self,
+        access: &Access,
+        command: Command,
+        limits: &Limits,
+        allowed: Duration,
+    ) -> Result<Answer> {
         let settings = &self.inner.settings;
         let call = self.call(access)?;
         let (mut slot, place, _in_line) = self.turn(&call).await?;
-        let work = self.attend(&mut slot, &call, &command, limits, settings.allowed(&command), pending());
+        let work = self.attend(&mut slot, &call, &command, limits, allowed, pending());
         let result = briefly(place, settings.place, work).await;
         self.leave(slot, &call, &result).await;
         result

@@ -16,7 +16,7 @@ const ERASED: std::time::Duration = std::time::Duration::from_millis(500);
 impl Ipmi<'_> {
     pub(super) async fn read_log(&mut self, after: Option<&str>) -> Result<Log> {
         // Without the names of sensors a log is still a log.
-        if let Err(e) = self.read_records().await {
+        if let Err(e) = self.read_records_lately().await {
             if e.kind() == Kind::Unreachable {
                 return Err(e);
             }

@@ -2,6 +2,9 @@
 //! which sensors there are and what they are called, where their limits are, and which parts have an inventory.
 
 use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::Ipmi;
 use crate::bmc::{Sensor, SensorLimits};
@@ -15,11 +18,14 @@ use crate::ipmi::sensor::{GetReading, GetThresholds, Reading, Thresholds};
 
 use super::super::rmcp::Repeat;
 
+const LATELY: Duration = Duration::from_secs(10);
 /// Sensors of one BMC that are read; a real server has 50 to 400.
 const SENSORS_MAX: usize = 1024;
 
 pub struct Records {
     info: RepositoryInfo,
+    /// When the BMC was last asked whether they have changed.
+    checked: Instant,
     sensors: Vec<Known>,
     pub fru: Vec<FruDevice>,
     /// As the log was when it was last read: a later erasure makes its record ids start anew.
@@ -42,6 +48,14 @@ impl Records {
 }
 
 impl Ipmi<'_> {
+    /// The same without a question, where one was asked a moment ago: sensors and log are looked at one after the other.
+    pub(super) async fn read_records_lately(&mut self) -> Result<()> {
+        match self.records.as_ref().is_some_and(|records| records.checked.elapsed() < LATELY) {
+            true => Ok(()),
+            false => self.read_records().await.map(drop),
+        }
+    }
+
     /// Reads the records again only where the BMC says that they changed.
     pub(super) async fn read_records(&mut self) -> Result<&Records> {
         let has_repository = self.ask(&GetDeviceId).await?.has_sdr_repository;
@@ -49,10 +63,9 @@ impl Ipmi<'_> {
             true => Some(self.ask(&GetRepositoryInfo).await?),
             false => None,
         };
-        let kept = self.records.as_ref().filter(|records| info == Some(records.info));
-        if kept.is_none() {
-            let fresh = self.fetch_records(info).await?;
-            *self.records = Some(fresh);
+        match self.records.as_mut().filter(|records| info == Some(records.info)) {
+            Some(kept) => kept.checked = Instant::now(),
+            None => *self.records = Some(self.fetch_records(info).await?),
         }
         self.records.as_ref().ok_or_else(|| crate::error::Error::internal("bmc.records", "no sensor records"))
     }
@@ -86,7 +99,7 @@ impl Ipmi<'_> {
         }
         let info = info.unwrap_or(RepositoryInfo { records: 0, added: 0, erased: 0 });
         let log_erased = self.records.as_ref().and_then(|records| records.log_erased);
-        Ok(Records { info, sensors: known, fru, log_erased })
+        Ok(Records { info, checked: Instant::now(), sensors: known, fru, log_erased })
     }
 
     /// Asked once and kept with the record: limits change even less often than records.

@@ -4,6 +4,7 @@
 //! | learnt from | what |
 //! |---|---|
 //! | the read-back after each power command and boot device | confirmed, not shown, not applied; how long it took |
+//! | updates of firmware, from 202 to the end of their task | how long they take |
 //! | a boot override read back | whether it is called valid, and whether its duration is kept |
 //! | the first DHCP request after a network boot | whether the boot device is followed, and how long the machine takes |
 //! | the rung of the ladder after which a machine came, and those before it | which remedies help |
@@ -57,6 +58,10 @@ const OLD: u32 = 400;
 const HOPELESS: u32 = 5;
 /// Longest wait for a power state; a command as a whole has 40 s.
 const CONFIRM_MAX: Duration = Duration::from_secs(30);
+/// Updates that ended well before less than the usual time is given to the next.
+const UPDATES: u32 = 3;
+/// A BMC of the same kind may be asked for a larger image.
+const UPDATE_MIN: Duration = Duration::from_secs(15 * 60);
 /// Different words kept of one kind: they come from the network.
 const WORDS: usize = 16;
 
@@ -161,6 +166,10 @@ impl Span {
     }
 }
 
+const UPDATE: &str = "firmware update";
+/// The code of an update that had not ended when its time was over.
+const LATE: &str = "bmc.task-late";
+
 /// What is counted of a command; `None` for those that only look.
 fn word(command: &Command) -> Option<String> {
     Some(match command {
@@ -172,7 +181,7 @@ fn word(command: &Command) -> Option<String> {
         Command::ResetBmc { cold: false } => "warm reset".into(),
         Command::Identify { .. } => "identify".into(),
         Command::SetBios { .. } => "firmware settings".into(),
-        Command::Update(_) => "firmware update".into(),
+        Command::Update(_) => UPDATE.into(),
         _ => return None,
     })
 }
@@ -211,6 +220,14 @@ impl Personality {
         }
     }
 
+    /// How long it took until an update was over; of power commands the answer says so itself.
+    pub fn took(&mut self, command: &Command, result: &Result<Answer>, took: Duration) {
+        if let (Command::Update(_), Ok(_)) = (command, result) {
+            let tally = self.acts.entry(UPDATE.to_owned()).or_default();
+            tally.took.add(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+        }
+    }
+
     /// A log-in went well by this protocol.
     pub fn spoke(&mut self, protocol: &str) {
         count(&mut self.protocols, protocol);
@@ -246,6 +263,20 @@ impl Personality {
             confirm: wanted.clamp(usual.confirm, usual.confirm.max(CONFIRM_MAX)),
             cycle: if gapless { usual.look } else { usual.cycle },
             look: usual.look,
+        }
+    }
+
+    /// How long a command may take: of a firmware update three times the longest that ended well, so that one that hangs does not
+    /// hold its machine for an hour; and twice the usual where one was given up while it still ran.
+    pub fn allowed(&self, command: &Command, usual: Duration) -> Duration {
+        let Command::Update(_) = command else { return usual };
+        let took = self.acts.get(UPDATE).map(|tally| tally.took).unwrap_or_default();
+        if self.failures.contains_key(LATE) {
+            return usual * 2;
+        }
+        match took.count {
+            0..UPDATES => usual,
+            _ => Duration::from_millis(took.longest_millis.saturating_mul(3)).clamp(UPDATE_MIN.min(usual), usual * 2),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What is learnt, and what is not.
 
 use super::*;
-use crate::bmc::{BootOverride, BootSeen, Power};
+use crate::bmc::{BootOverride, BootSeen, Power, Update, UpdateFrom};
 use crate::error::Error;
 use crate::machine::{Firmware, PowerAction};
 
@@ -122,4 +122,33 @@ fn words_from_the_network_are_bounded() {
     assert!(known.protocols.keys().all(|word| word.len() <= 64));
     let text = serde_json::to_string(&known).unwrap();
     assert_eq!(serde_json::from_str::<Personality>(&text).unwrap(), known);
+}
+
+#[test]
+fn an_update_has_the_time_that_updates_of_its_kind_take() {
+    let update = Command::Update(Update { from: UpdateFrom::Url("http://10.0.0.1/x".into()), targets: Vec::new() });
+    let done = || Ok(Answer::Done { what: "the update".into(), outcome: Outcome::Confirmed });
+    let minutes = |n: u64| Duration::from_secs(60 * n);
+    let mut known = Personality::default();
+    for n in 0..UPDATES {
+        assert_eq!(known.allowed(&update, minutes(60)), minutes(60), "after {n}");
+        known.note(&update, &done());
+        known.took(&update, &done(), minutes(8));
+    }
+    assert_eq!(known.allowed(&update, minutes(60)), minutes(24));
+    assert_eq!(known.acts["firmware update"].took.longest_millis, 480_000, "`rackline bmc personalities` shows it");
+    // What failed says nothing of how long it takes, nor does another command.
+    known.took(&update, &not_applied(), minutes(1));
+    known.took(&ON, &done(), minutes(1));
+    assert_eq!((known.acts["firmware update"].took.count, known.acts.len()), (UPDATES, 1));
+    assert_eq!(known.allowed(&ON, minutes(1)), minutes(1));
+    // Short ones leave room for a larger image, and long ones get more than is usual.
+    let mut quick = Personality::default();
+    (0..UPDATES).for_each(|_| quick.took(&update, &done(), Duration::from_secs(20)));
+    assert_eq!(quick.allowed(&update, minutes(60)), minutes(15));
+    known.took(&update, &done(), minutes(35));
+    assert_eq!(known.allowed(&update, minutes(60)), minutes(105));
+    // One that still ran when its time was over.
+    quick.note(&update, &Err(Error::unreachable("bmc.task-late", "it still runs")));
+    assert_eq!(quick.allowed(&update, minutes(60)), minutes(120));
 }

@@ -30,6 +30,8 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
             change_bmc_password(turn);
             if turn.machine.bmc.is_some() && turn.machine.baseline.is_none() {
                 turn.machine.baseline = Some(Baseline::begin());
+                // What fails is told, and tried again when it is commissioned again.
+                turn.act(Action::BmcSetup);
                 turn.act(Action::Baseline);
                 turn.expect_within(BASELINE);
             } else {

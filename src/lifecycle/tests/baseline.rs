@@ -60,7 +60,7 @@ fn without_a_bmc_nothing_is_looked_at() {
 #[test]
 fn a_machine_that_is_as_it_should_be_goes_on_at_once() {
     let mut talk = commissioning(true);
-    assert_eq!(talk.actions, [Action::Baseline]);
+    assert_eq!(talk.actions, [Action::BmcSetup, Action::Baseline]);
     assert_eq!(talk.machine.state, State::Commissioning);
     assert!(matches!(task(&talk.machine, Mode::Ram), Task::Wait { .. }));
     assert!(talk.machine.waiting().is_some_and(|w| w.reason.contains("firmware")));
@@ -88,7 +88,7 @@ fn what_was_changed_is_taken_down_again_by_the_agent_of_the_new_boot() {
     assert_eq!(task(&talk.machine, Mode::Ram), Task::Commission);
     talk.report(commissioned()).unwrap();
     assert_eq!(task(&talk.machine, Mode::Ram), Task::Deploy);
-    assert_eq!(talk.actions, [Action::Baseline]);
+    assert_eq!(talk.actions, [Action::BmcSetup, Action::Baseline]);
     assert_eq!(talk.machine.baseline.as_ref().unwrap().findings, [finding()]);
 }
 
