@@ -12,6 +12,7 @@ mod effects;
 pub mod found;
 mod judging;
 pub mod learn;
+pub mod models;
 mod orders;
 mod pairing;
 mod password;
@@ -81,6 +82,7 @@ pub struct Site {
     pub fleet: Fleet,
     pub outlets: Outlets,
     pub firmware: Depot,
+    pub models: models::Shelf,
     pub seed: SeedFacts,
     /// Network boots in one state after which a machine is held.
     pub boot_limit: u32,
@@ -207,6 +209,10 @@ impl Engine {
 
     pub fn firmware(&self) -> &Depot {
         &self.inner.site.firmware
+    }
+
+    pub fn models(&self) -> &models::Shelf {
+        &self.inner.site.models
     }
 
     pub fn switches(&self) -> &Switches {
