@@ -9,6 +9,7 @@ pub mod console;
 pub mod firmware;
 pub mod health;
 mod machines;
+pub mod models;
 mod problem;
 pub mod swarm;
 mod switches;
@@ -69,6 +70,7 @@ pub fn people(shared: Shared) -> Router {
         .route("/api/v1/bmc/personalities", get(bmc::personalities))
         .route("/api/v1/machines/{machine}/firmware", get(firmware::machine))
         .route("/api/v1/firmware", get(firmware::stock))
+        .route("/api/v1/models", get(models::list))
         .route("/api/v1/boot", get(boot::status))
         .route("/api/v1/boot/explain/{mac}", get(boot::explain))
         .route("/api/v1/images", get(machines::images))

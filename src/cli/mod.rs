@@ -13,6 +13,7 @@ mod image;
 mod import;
 mod library;
 mod machine;
+mod model;
 mod outlets;
 mod serve;
 mod show;
@@ -50,6 +51,8 @@ enum Command {
     Console(console::Args),
     /// See and keep what firmware and settings machines are to have.
     Firmware(firmware::Args),
+    /// See what machines are to be made of.
+    Model(model::Args),
     /// See how a machine boots from the network.
     Boot(boot::Args),
     /// See which machine has how much of which image, and from whom.
@@ -74,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Bmc(args) => block_on(bmc::run(args)),
         Command::Console(args) => block_on(console::run(args)),
         Command::Firmware(args) => block_on(firmware::run(args)),
+        Command::Model(args) => block_on(model::run(args)),
         Command::Boot(args) => block_on(boot::run(args)),
         Command::Swarm(args) => block_on(swarm::run(args)),
         Command::Switch(args) => block_on(switch::run(args)),

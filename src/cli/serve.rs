@@ -24,6 +24,7 @@ use crate::boot::switch::{self, Switches};
 use crate::config::{self, Config, Console, expected};
 use crate::console;
 use crate::engine::consoles::{self, Recorded};
+use crate::engine::models::Shelf;
 use crate::engine::{About, BmcAddress, BmcSetup, Engine, SeedFacts, Site};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::firmware::Depot;
@@ -82,6 +83,7 @@ pub async fn run(args: Args) -> Result<()> {
         key,
         fleet: fleet.clone(),
         firmware: depot.clone(),
+        models: Shelf::open(config.site.models.clone())?,
         seed,
         bmc_setup: BmcSetup {
             ntp: config.bmc.ntp.clone(),
@@ -325,6 +327,8 @@ pub async fn import(engine: &Engine, config: &Config, switches: &Switches) -> Re
                 redfish: b.redfish,
                 user: b.user.clone(),
             }),
+            bmc_mac: None,
+            purchase: None,
         };
         let about = About::Serial { serial: machine.serial, name: expectation.name.clone() };
         let id = engine.submit(about, Event::Expected(expectation)).await?;

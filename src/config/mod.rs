@@ -55,6 +55,9 @@ pub struct Site {
     /// CSV of the machines that are to come.
     #[serde(default)]
     pub expected: Option<PathBuf>,
+    /// Folder of the site's own bills of materials, besides those built in.
+    #[serde(default)]
+    pub models: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -266,7 +269,8 @@ impl Config {
             _ => e,
         })?;
         let base = path.parent().unwrap_or(Path::new("."));
-        let site = [Some(&mut config.site.state), config.site.cache.as_mut(), config.site.expected.as_mut()];
+        let Site { state, cache, expected, models, .. } = &mut config.site;
+        let site = [Some(state), cache.as_mut(), expected.as_mut(), models.as_mut()];
         let firmware =
             [config.firmware.baselines.as_mut(), config.firmware.bundles.as_mut(), config.host.roles.as_mut()];
         let scripts = config.boot.overrides.iter_mut().filter_map(|o| o.script.as_mut());

@@ -4,19 +4,25 @@
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::Engine;
-use crate::judge;
+use crate::boot::switch::Expected;
 use crate::judge::cohort::{CohortView, Cohorts, Floors};
+use crate::judge::model::bom::{Model, Models};
+use crate::judge::{self, model};
 use crate::lifecycle::Machine;
 use crate::link::{Measured, Outcome};
-use crate::machine::{Finding, Inventory, Severity};
+use crate::machine::{Finding, Inventory, Severity, SwitchPort};
 
 impl Engine {
     /// What is not as it should be. Values get those of the machine's twins beside them.
     pub(super) fn judge(&self, machine: &Machine, outcome: &mut Outcome) -> Vec<Finding> {
-        let floors = Floors::new();
+        let models = self.inner.site.models.current();
         match outcome {
             Outcome::Commissioned { inventory, measured, .. } => {
-                let mut findings = judge::hardware::judge(inventory);
+                let model = model_of(machine, inventory, &models);
+                let floors = model.map_or(Floors::new(), |model| model.floors.clone());
+                // What was bought first: a machine that is another one explains much of the rest.
+                let mut findings = self.judge_model(machine, model, inventory);
+                findings.extend(judge::hardware::judge(inventory));
                 findings.extend(self.cohorts().judge(inventory, values(machine), measured, &floors));
                 findings
             }
@@ -33,6 +39,8 @@ impl Engine {
             // How long a check took depends on more than the hardware: worth a look, no reason to hold the host.
             Outcome::Checked { measured, .. } => {
                 let Some(inventory) = machine.inventory.as_deref() else { return Vec::new() };
+                let model = model_of(machine, inventory, &models);
+                let floors = model.map_or(Floors::new(), |model| model.floors.clone());
                 let mut findings = self.cohorts().judge(inventory, values(machine), measured, &floors);
                 findings.iter_mut().for_each(|finding| finding.severity = finding.severity.min(Severity::Warning));
                 findings
@@ -56,6 +64,35 @@ impl Engine {
 
     fn cohorts(&self) -> MutexGuard<'_, Cohorts> {
         self.inner.cohorts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn judge_model(&self, machine: &Machine, model: Option<&Model>, inventory: &Inventory) -> Vec<Finding> {
+        let listed = model::Listed {
+            serial: machine.serial.as_ref(),
+            model: machine.purchase.as_ref().and_then(|purchase| purchase.model.as_deref()),
+            bmc_mac: machine.bmc_mac,
+            ports: &machine.ports,
+            occupant: &|at| self.occupant(machine, at),
+        };
+        model::judge(&listed, model, inventory)
+    }
+
+    /// Another machine that the port map has there.
+    fn occupant(&self, machine: &Machine, at: &SwitchPort) -> Option<String> {
+        let expected = self.switches().ports();
+        let here = |expected: &&Expected| {
+            expected.switch.as_str().eq_ignore_ascii_case(&at.switch) && model::same_port(&expected.port, &at.port)
+        };
+        expected.iter().find(here).map(|expected| expected.machine.to_string()).filter(|name| *name != machine.name)
+    }
+}
+
+/// The one that the list names, or else that of its product.
+fn model_of<'a>(machine: &Machine, inventory: &Inventory, models: &'a Models) -> Option<&'a Model> {
+    match (machine.purchase.as_ref().and_then(|purchase| purchase.model.as_deref()), &inventory.system.product) {
+        (Some(name), _) => models.named(name),
+        (None, Some(product)) => models.of_product(product),
+        (None, None) => None,
     }
 }
 

@@ -14,6 +14,7 @@ mod energy;
 pub mod found;
 mod judging;
 pub mod learn;
+pub mod models;
 mod orders;
 mod pairing;
 mod password;
@@ -84,6 +85,7 @@ pub struct Site {
     pub fleet: Fleet,
     pub outlets: Outlets,
     pub firmware: Depot,
+    pub models: models::Shelf,
     pub seed: SeedFacts,
     pub bmc_setup: BmcSetup,
     /// Network boots in one state after which a machine is held.
@@ -211,6 +213,10 @@ impl Engine {
 
     pub fn firmware(&self) -> &Depot {
         &self.inner.site.firmware
+    }
+
+    pub fn models(&self) -> &models::Shelf {
+        &self.inner.site.models
     }
 
     pub fn switches(&self) -> &Switches {

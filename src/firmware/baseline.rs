@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::names::{self, Names};
-use super::version;
 use crate::bmc::BiosAttributes;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::machine::Digest;
+use crate::machine::version;
 
 /// The baselines that are built in, by the name of their file.
 const BUILT_IN: &[(&str, &str)] = &[

@@ -16,7 +16,6 @@ pub mod depot;
 pub mod names;
 pub mod plan;
 pub mod progress;
-pub mod version;
 pub mod visit;
 
 pub use baseline::{Baseline, Baselines, Part};

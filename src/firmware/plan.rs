@@ -9,10 +9,10 @@ use serde_json::Value;
 use super::baseline::{Baseline, Part, Version, Wanted};
 use super::bundle::Bundle;
 use super::names::{self, Attribute, Names};
-use super::version;
 use crate::bmc::{Bios, BiosAttributes, Component};
 use crate::lifecycle::Finding;
 use crate::machine::Inventory;
+use crate::machine::version;
 
 /// What a machine shows of itself.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -7,20 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::machine::Machine;
 use crate::link::Problem;
-use crate::machine::Place;
-
-/// A port of a switch, as the site's configuration names both.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct SwitchPort {
-    pub switch: String,
-    pub port: String,
-}
-
-impl std::fmt::Display for SwitchPort {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.switch, self.port)
-    }
-}
+use crate::machine::finding::WRONG_PORT;
+use crate::machine::{MacAddr, Nic, Place, SwitchPort};
 
 /// The port that a request came through.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,9 +29,17 @@ impl Machine {
     /// What does not fit between where the machine was seen and what the list says; empty where all is well.
     pub fn cabling(&self) -> Vec<Problem> {
         self.seen_on
-            .values()
-            .filter_map(|seen| if self.expected { self.misplaced(seen) } else { self.guess(seen) })
+            .iter()
+            .filter(|(mac, _)| !self.told_by_lldp(mac))
+            .filter_map(|(_, seen)| if self.expected { self.misplaced(seen) } else { self.guess(seen) })
             .collect()
+    }
+
+    /// The same cable is among the findings.
+    fn told_by_lldp(&self, mac: &MacAddr) -> bool {
+        let seen = |nic: &Nic| nic.mac == *mac && nic.neighbour.is_some();
+        self.findings.iter().any(|finding| finding.id == WRONG_PORT)
+            && self.inventory.as_ref().is_some_and(|inventory| inventory.nics.iter().any(seen))
     }
 
     /// The place of the machine that is expected where this unlisted one was seen: a suggestion, never taken by itself.

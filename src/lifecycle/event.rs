@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::baseline::BaselineNews;
-use super::cabling::{SeenPort, SwitchPort};
+use super::cabling::SeenPort;
 use super::ladder::{Climb, Means};
 use crate::link::{Mode, Outcome, Problem};
-use crate::machine::{ClientArch, Digest, Finding, Hostname, MacAddr, Place, PowerAction, Roles, Serial, TargetRule};
+use crate::machine::{
+    ClientArch, Digest, Finding, Hostname, MacAddr, Place, PowerAction, Roles, Serial, SwitchPort, TargetRule,
+};
 use crate::role::Setup;
 
 /// A fact, as a type. Stored as it is: a variant may gain fields with defaults, never lose or change one.
@@ -134,7 +137,11 @@ impl Event {
     /// One sentence for the timeline.
     pub fn sentence(&self) -> String {
         match self {
-            Event::Expected(e) => format!("expected{}", e.place.as_ref().map_or(String::new(), |p| format!(" in {p}"))),
+            Event::Expected(e) => format!(
+                "expected{}{}",
+                e.place.as_ref().map_or(String::new(), |p| format!(" in {p}")),
+                e.purchase.as_ref().map_or(String::new(), |purchase| purchase.sentence()),
+            ),
             Event::Sighted(s) => format!(
                 "{} asked for an address{}{}{}",
                 s.mac,
@@ -218,9 +225,45 @@ pub struct Expectation {
     pub mac: Option<MacAddr>,
     pub place: Option<Place>,
     pub bmc: Option<BmcAccount>,
-    /// From the port map of the site's switches.
+    /// Of the list, and of the port map of the site's switches.
     #[serde(default)]
     pub ports: Vec<SwitchPort>,
+    /// Of its BMC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bmc_mac: Option<MacAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purchase: Option<Arc<Purchase>>,
+}
+
+impl Expectation {
+    /// With nothing but what each row has.
+    pub fn new(name: impl Into<String>, serial: Serial) -> Self {
+        let name = name.into();
+        Self { name, serial, mac: None, place: None, bmc: None, ports: Vec::new(), bmc_mac: None, purchase: None }
+    }
+}
+
+/// What was bought, by whom and for whom. The same for all machines of an order: kept once for all of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Purchase {
+    /// Number of the purchase order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vendor: Option<String>,
+    /// The bill of materials that the machine is held against.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub customer: Option<String>,
+}
+
+impl Purchase {
+    /// `, model compute, order PO-4711`
+    fn sentence(&self) -> String {
+        let parts = [("model", &self.model), ("from", &self.vendor), ("order", &self.order), ("for", &self.customer)];
+        parts.iter().filter_map(|(word, value)| Some(format!(", {word} {}", value.as_ref()?))).collect()
+    }
 }
 
 /// The user that the agent makes on a BMC in band, where the site has named none.

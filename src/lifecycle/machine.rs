@@ -7,13 +7,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::baseline::Baseline;
-use super::cabling::{SeenPort, SwitchPort};
-use super::event::{BmcAccount, Order};
+use super::cabling::SeenPort;
+use super::event::{BmcAccount, Order, Purchase};
 use super::ladder::Ladder;
 use super::passport::PassingChecks;
 use super::{BootChoice, boot_choice};
 use crate::link::{Check, Deployed, ErasedDisk, Measured, Mode, Problem};
-use crate::machine::{ClientArch, Disk, Finding, Identity, Inventory, MacAddr, MachineId, Place, Serial};
+use crate::machine::{ClientArch, Disk, Finding, Identity, Inventory, MacAddr, MachineId, Place, Serial, SwitchPort};
 
 /// Milliseconds since 1970, UTC.
 pub type Millis = i64;
@@ -34,6 +34,13 @@ pub struct Machine {
     pub seen_on: BTreeMap<MacAddr, SeenPort>,
     /// On the list of expected machines.
     pub expected: bool,
+    /// What the list says besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listed_mac: Option<MacAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bmc_mac: Option<MacAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purchase: Option<Arc<Purchase>>,
     pub bmc: Option<BmcAccount>,
     #[serde(default)]
     pub bmc_password: BmcPassword,
@@ -184,6 +191,9 @@ impl Machine {
             ports: Vec::new(),
             seen_on: BTreeMap::new(),
             expected: false,
+            listed_mac: None,
+            bmc_mac: None,
+            purchase: None,
             bmc: None,
             bmc_password: BmcPassword::Listed,
             arch: None,

@@ -17,9 +17,10 @@ mod stage;
 #[cfg(test)]
 mod tests;
 
+pub use crate::machine::SwitchPort;
 pub use baseline::{Attempt, Baseline, BaselineEnd, BaselineNews, Finding};
-pub use cabling::{Occupant, SeenPort, SwitchPort};
-pub use event::{Action, BmcAccount, Event, Expectation, OWN_BMC_USER, Order, Refused, Sighting};
+pub use cabling::{Occupant, SeenPort};
+pub use event::{Action, BmcAccount, Event, Expectation, OWN_BMC_USER, Order, Purchase, Refused, Sighting};
 pub use machine::{AgentSeen, BmcPassword, Erased, Machine, Millis, StageTime, State, Waiting};
 
 use crate::link::Mode;

@@ -21,12 +21,9 @@ fn born() -> Machine {
 
 fn expectation(bmc: bool) -> Event {
     Event::Expected(Expectation {
-        name: "m1".into(),
-        serial: Serial::parse("7XK2M13").unwrap(),
         mac: Some(MAC),
-        place: None,
-        ports: vec![],
         bmc: bmc.then(|| BmcAccount { address: "10.77.1.1:623".parse().unwrap(), redfish: None, user: "admin".into() }),
+        ..Expectation::new("m1", Serial::parse("7XK2M13").unwrap())
     })
 }
 

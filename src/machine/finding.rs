@@ -3,6 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// The id of a cable that ends elsewhere than the list has it, as LLDP shows it.
+pub const WRONG_PORT: &str = "nic.port";
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// Stable id of the rule: `memory.missing`, `disk.model`, `nic.port`, `cohort.cpu`.
@@ -68,6 +71,9 @@ impl std::fmt::Display for Who {
 
 impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.part, self.cause)
+        match self.cause.starts_with(&self.part) {
+            true => f.write_str(&self.cause),
+            false => write!(f, "{}: {}", self.part, self.cause),
+        }
     }
 }

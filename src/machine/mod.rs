@@ -1,7 +1,7 @@
 //! The nouns: what a machine is, in types that are parsed once at the door and trusted from there on.
 //!
 //! [`id`] names things, [`inventory`] says what is built in, [`finding`] what is wrong with it, [`role`] what it shall become,
-//! [`target`] picks the disk to install on.
+//! [`target`] picks the disk to install on, [`version`] says which firmware is newer.
 
 pub mod finding;
 pub mod id;
@@ -10,6 +10,7 @@ pub mod power;
 pub mod role;
 pub mod secret;
 pub mod target;
+pub mod version;
 
 pub use finding::{Finding, Severity, Who};
 pub use id::{Digest, Hostname, Identity, MacAddr, MachineId, Serial};
@@ -101,6 +102,19 @@ pub struct Place {
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}-U{:02}", self.rack, self.unit)
+    }
+}
+
+/// A port of a switch, as the site's configuration names both.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SwitchPort {
+    pub switch: String,
+    pub port: String,
+}
+
+impl std::fmt::Display for SwitchPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.switch, self.port)
     }
 }
 

@@ -107,12 +107,9 @@ impl Rack {
     pub async fn commission(&self, engine: &Engine) -> MachineId {
         let bmc = self.bmc.server.address;
         let row = Expectation {
-            name: "kvm-1".into(),
-            serial: self.serial.clone(),
             mac: Some(MAC),
-            place: None,
-            ports: vec![],
             bmc: Some(BmcAccount { address: bmc, redfish: Some(bmc), user: "root".into() }),
+            ..Expectation::new("kvm-1", self.serial.clone())
         };
         let about = About::Serial { serial: self.serial.clone(), name: "kvm-1".into() };
         let id = engine.submit(about, Event::Expected(row)).await.unwrap();

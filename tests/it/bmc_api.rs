@@ -16,12 +16,8 @@ use super::loader;
 pub async fn expect(engine: &Engine, sim: &IpmiSim) -> MachineId {
     let serial = Serial::parse("QTFCJ052806D1").unwrap();
     let row = Expectation {
-        name: "d51".into(),
-        serial: serial.clone(),
-        mac: None,
-        place: None,
-        ports: vec![],
         bmc: Some(BmcAccount { address: sim.address, redfish: None, user: "admin".into() }),
+        ..Expectation::new("d51", serial.clone())
     };
     let id = engine.submit(About::Serial { serial, name: "d51".into() }, Event::Expected(row)).await.unwrap();
     engine.set_bmc_password(id, &Secret::new("calvin-lab")).await.unwrap();

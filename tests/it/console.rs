@@ -399,12 +399,8 @@ impl Appliance {
         let (engine, stop) = start_on(EngineSite { fleet: fleet.clone(), ..site(at).await }).await;
         let serial = Serial::parse("7XK2M13").unwrap();
         let expectation = Expectation {
-            name: "kvm-1".into(),
-            serial: serial.clone(),
-            mac: None,
-            place: None,
-            ports: vec![],
             bmc: Some(BmcAccount { address: bmc, redfish: None, user: "admin".into() }),
+            ..Expectation::new("kvm-1", serial.clone())
         };
         let about = About::Serial { serial, name: "kvm-1".into() };
         let machine = engine.submit(about, Event::Expected(expectation)).await.unwrap();

@@ -25,6 +25,7 @@ pub async fn site(dir: &Path) -> Site {
         fleet: Fleet::new(Settings::default()),
         outlets: Default::default(),
         firmware: Default::default(),
+        models: Default::default(),
         seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
         bmc_setup: Default::default(),
         boot_limit: 6,
@@ -99,8 +100,7 @@ async fn boot(engine: &Engine, mac: MacAddr) -> MachineId {
 
 async fn expect(engine: &Engine, name: &str, serial: &str) -> MachineId {
     let serial = Serial::parse(serial).unwrap();
-    let row =
-        Expectation { name: name.into(), serial: serial.clone(), mac: None, place: None, bmc: None, ports: vec![] };
+    let row = Expectation::new(name, serial.clone());
     engine.submit(About::Serial { serial, name: name.into() }, Event::Expected(row)).await.unwrap()
 }
 
@@ -175,14 +175,7 @@ async fn the_wrong_serial_number_behind_an_expected_mac_is_refused_with_both() {
     let dir = tempfile::tempdir().unwrap();
     let (engine, _stop) = start(dir.path()).await;
     let serial = Serial::parse("7XK2M13").unwrap();
-    let row = Expectation {
-        name: "kvm-1".into(),
-        serial: serial.clone(),
-        mac: Some(MAC),
-        place: None,
-        bmc: None,
-        ports: vec![],
-    };
+    let row = Expectation { mac: Some(MAC), ..Expectation::new("kvm-1", serial.clone()) };
     let about = About::Serial { serial, name: "kvm-1".into() };
     let id = engine.submit(about, Event::Expected(row)).await.unwrap();
     assert_eq!(boot(&engine, MAC).await, id);

@@ -47,12 +47,9 @@ async fn listed(dir: &Path, sim: &Sim) -> Machine {
     let (engine, stop) = start(dir).await;
     let serial = Serial::parse("7XK2M13").unwrap();
     let row = Expectation {
-        name: "kvm-1".into(),
-        serial: serial.clone(),
         mac: Some(MAC),
-        place: None,
-        ports: vec![],
         bmc: Some(BmcAccount { address: sim.address, redfish: None, user: "root".into() }),
+        ..Expectation::new("kvm-1", serial.clone())
     };
     let about = About::Serial { serial, name: "kvm-1".into() };
     let id = engine.submit(about, Event::Expected(row)).await.unwrap();
@@ -234,8 +231,7 @@ async fn a_bmc_of_another_machine_is_told_nothing() {
     machine.bmc.as_mut().unwrap().redfish = Some(other.server.address);
     let (engine, stop) = start(dir.path()).await;
     let serial = Serial::parse("LW77S00099").unwrap();
-    let row =
-        Expectation { name: "kvm-2".into(), serial: serial.clone(), mac: None, place: None, ports: vec![], bmc: None };
+    let row = Expectation::new("kvm-2", serial.clone());
     engine.submit(About::Serial { serial, name: "kvm-2".into() }, Event::Expected(row)).await.unwrap();
     stop.cancel();
     let machine = leave_on(dir.path(), machine, Rung::Retry, false).await;

@@ -184,12 +184,10 @@ async fn engine(config: &Config, dir: &Path, macs: bool, stop: CancellationToken
     {
         let serial: Serial = serial.parse().unwrap();
         let row = Expectation {
-            name: name.into(),
-            serial: serial.clone(),
             mac: macs.then_some(MacAddr([0x52, 0x54, 0, 0x77, 0, mac])),
             place: Some(Place { rack: "C".into(), unit }),
-            bmc: None,
             ports: vec![SwitchPort { switch: "c-tor1".into(), port: port.into() }],
+            ..Expectation::new(name, serial.clone())
         };
         engine.submit(About::Serial { serial, name: name.into() }, Event::Expected(row)).await.unwrap();
     }

@@ -121,7 +121,7 @@ impl Appliance {
     async fn expect(&self, name: &str, rack: &str) -> MachineId {
         let serial = Serial::parse(&format!("SER{name}")).unwrap();
         let place = Some(Place { rack: rack.into(), unit: 1 });
-        let row = Expectation { name: name.into(), serial: serial.clone(), mac: None, place, bmc: None, ports: vec![] };
+        let row = Expectation { place, ..Expectation::new(name, serial.clone()) };
         self.engine.submit(About::Serial { serial, name: name.into() }, Event::Expected(row)).await.unwrap()
     }
 

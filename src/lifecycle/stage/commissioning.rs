@@ -66,12 +66,16 @@ fn done(turn: &mut Turn) {
     ready::start_if_ordered(turn);
 }
 
-/// Each fault in one sentence; the next step of the first.
+/// The first fault in its sentence and with its next step, and how many more there are.
 pub(super) fn faults(findings: &[Finding]) -> Option<Problem> {
     let faults: Vec<&Finding> = findings.iter().filter(|f| f.severity == Severity::Fault).collect();
     let first = faults.first()?;
-    let title = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    let hint = format!("{}; then `rackline machine retry`", first.next);
+    let (title, more) = match faults.len() - 1 {
+        0 => (first.to_string(), String::new()),
+        1 => (format!("{first}; and one more fault"), "; `rackline machine show` has the other".to_owned()),
+        more => (format!("{first}; and {more} more faults"), "; `rackline machine show` has them all".to_owned()),
+    };
+    let hint = format!("{}{more}; then `rackline machine retry`", first.next);
     Some(Problem { code: first.id.clone(), title, hint: Some(hint), causes: Vec::new() })
 }
 

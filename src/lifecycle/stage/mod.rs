@@ -111,7 +111,9 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
         Event::Expected(e) => {
             let machine = &mut turn.machine;
             let known = machine.macs.len();
-            let is = |m: &Machine| (m.expected, m.name.clone(), m.place.clone(), m.bmc.clone(), m.ports.clone());
+            let listed = |m: &Machine| (m.listed_mac, m.bmc_mac, m.purchase.clone());
+            let is =
+                |m: &Machine| (m.expected, m.name.clone(), m.place.clone(), m.bmc.clone(), m.ports.clone(), listed(m));
             let before = is(machine);
             machine.expected = true;
             machine.name.clone_from(&e.name);
@@ -119,6 +121,9 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
             machine.macs.extend(e.mac);
             machine.place.clone_from(&e.place);
             machine.ports.clone_from(&e.ports);
+            machine.listed_mac = e.mac;
+            machine.bmc_mac = e.bmc_mac;
+            machine.purchase.clone_from(&e.purchase);
             if e.bmc.is_some() && machine.bmc != e.bmc {
                 machine.bmc.clone_from(&e.bmc);
                 // Another BMC has the password that it came with.
