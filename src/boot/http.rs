@@ -28,6 +28,7 @@ use super::script::{Asker, Dialect};
 use super::{BootAnswer, Policy, Sighting, Stage};
 use crate::error::Result;
 use crate::httpd;
+use crate::machine::filler::is_filler_uuid;
 use crate::machine::{ClientArch, MacAddr};
 
 /// How long the rules may take. iPXE gives an HTTP answer some tens of seconds.
@@ -81,7 +82,7 @@ async fn script(
         Ok(mac) => {
             let mac = *mac;
             site.loaders.speaks(mac);
-            let uuid = asked.uuid.parse().ok().filter(|u: &uuid::Uuid| !u.is_nil() && !u.is_max());
+            let uuid = asked.uuid.parse().ok().filter(|u| !is_filler_uuid(u));
             let asking = Sighting { mac, uuid, arch, address: peer, stage: Stage::Ipxe, relay: None };
             if asked.again.is_empty() {
                 // Where another server gives the addresses, this is all that is seen of a boot.

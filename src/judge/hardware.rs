@@ -191,11 +191,9 @@ mod tests {
             address: "0000:3b:00.0".into(),
             id: "15b3:1017".into(),
             class: 0x0200,
-            name: None,
-            driver: None,
-            numa: None,
             link: Some(PciLink { gts: 8.0, lanes }),
             capable: Some(PciLink { gts: 8.0, lanes: 16 }),
+            ..PciDevice::default()
         };
         assert_eq!(narrow(&device(8)).unwrap().found, "x8");
         assert!(narrow(&device(16)).is_none());

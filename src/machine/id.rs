@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::filler::{is_filler, is_run};
 use crate::error::Error;
 
 /// A machine of this site: a UUIDv7, so that ids sort by first sight.
@@ -88,35 +89,9 @@ impl FromStr for MacAddr {
 
 serde_as_text!(MacAddr);
 
-/// A serial number that means something. Fillers that vendors leave in SMBIOS and on disks are not serials.
+/// A serial number that means something. What vendors leave in SMBIOS and on disks instead ([`super::filler`]) is none.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Serial(String);
-
-/// What vendors write where a serial number should be (compared in lower case).
-const FILLERS: &[&str] = &[
-    "to be filled by o.e.m.",
-    "to be filled by oem",
-    "default string",
-    "system serial number",
-    "chassis serial number",
-    "base board serial number",
-    "not specified",
-    "not available",
-    "not applicable",
-    "none",
-    "n/a",
-    "na",
-    "null",
-    "unknown",
-    "invalid",
-    "oem",
-    "empty",
-    "serial",
-    "0123456789",
-    "123456789",
-    "1234567890",
-    "no asset tag",
-];
 
 impl Serial {
     /// At most this many bytes: SMBIOS strings have no limit of their own, files and labels do.
@@ -125,10 +100,8 @@ impl Serial {
     /// `None` for fillers, for a run of one character (`0000000`, `XXXXXX`) and for what cannot be printed.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
-        let first = text.chars().next()?;
         let printable = text.chars().all(|c| c.is_ascii_graphic() || c == ' ');
-        let filler = FILLERS.contains(&text.to_ascii_lowercase().as_str()) || text.chars().all(|c| c == first);
-        (printable && !filler && text.len() <= Self::MAX).then(|| Self(text.to_owned()))
+        (printable && !is_filler(text) && !is_run(text) && text.len() <= Self::MAX).then(|| Self(text.to_owned()))
     }
 
     pub fn as_str(&self) -> &str {

@@ -28,6 +28,12 @@ pub struct Inventory {
     /// What the kernel has said that a good machine does not make it say.
     #[serde(default)]
     pub concerns: Vec<Concern>,
+    /// What could not be found out, and why, as sentences: a tool that is missing or hangs costs its values only.
+    #[serde(default)]
+    pub gaps: Vec<String>,
+    /// How much longer commissioning took because of it.
+    #[serde(default)]
+    pub seconds: f64,
     /// The BMC as `/dev/ipmi0` tells it, where there is one.
     pub bmc: Option<InBandBmc>,
     /// Kernel release of the system that took the inventory.
@@ -101,11 +107,26 @@ pub struct Memory {
     pub corrected_errors: Option<u64>,
     #[serde(default)]
     pub uncorrected_errors: Option<u64>,
+    /// Where there are such errors: the DIMMs as EDAC names them.
+    #[serde(default)]
+    pub errors: Vec<MemoryErrors>,
+}
+
+/// Counters of EDAC for a DIMM, or for a controller where it does not know the DIMM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryErrors {
+    pub label: String,
+    pub corrected: u64,
+    pub uncorrected: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Dimm {
+    /// The device locator: `A1`, `DIMM_A0`.
     pub slot: String,
+    /// The bank locator, where it says more: `_Node0_Channel0_Dimm0`.
+    #[serde(default)]
+    pub bank: Option<String>,
     pub size_bytes: u64,
     /// As configured, in MT/s.
     pub speed_mts: Option<u16>,
@@ -159,7 +180,13 @@ pub struct DiskHealth {
     pub uncorrectable_errors: Option<u64>,
     /// Bytes since it was made.
     pub written_bytes: Option<u64>,
-    /// NVMe critical warnings in words: `spare below threshold`.
+    /// Transfers that arrived damaged (interface CRC): a cable or a backplane, not the drive.
+    #[serde(default)]
+    pub crc_errors: Option<u64>,
+    /// What is left of the spare blocks, in percent (NVMe).
+    #[serde(default)]
+    pub spare_percent: Option<u16>,
+    /// NVMe critical warnings in words: `spare below threshold`; for ATA the attributes that are below theirs.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
@@ -204,7 +231,7 @@ pub struct Neighbour {
 }
 
 /// A function of a PCI device.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PciDevice {
     /// `0000:3b:00.1`: domain, bus, device, function.
     pub address: String,
@@ -215,6 +242,9 @@ pub struct PciDevice {
     /// As the PCI ID repository calls it; `None` where it does not know it.
     pub name: Option<String>,
     pub driver: Option<String>,
+    /// What is printed beside it: `PCIe Slot 4`, `Integrated NIC 1` (SMBIOS types 9 and 41).
+    #[serde(default)]
+    pub slot: Option<String>,
     pub numa: Option<u16>,
     /// As negotiated, and as both ends could; `None` for devices of the root complex.
     pub link: Option<PciLink>,
@@ -240,7 +270,7 @@ pub struct NumaNode {
 /// One kind of message of the kernel that tells of a fault in the hardware.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Concern {
-    /// `mce`, `edac`, `aer`, `thermal`, `ata`, `nvme`, `link`, `firmware`.
+    /// `mce`, `edac`, `aer`, `thermal`, `ata`, `scsi`, `nvme`, `link`, `pci`, `firmware`.
     pub kind: String,
     /// The first message of this kind.
     pub message: String,

@@ -1,8 +1,9 @@
 //! The nouns: what a machine is, in types that are parsed once at the door and trusted from there on.
 //!
-//! [`id`] names things, [`inventory`] says what is built in, [`finding`] what is wrong with it, [`role`] what it shall become,
-//! [`target`] picks the disk to install on, [`version`] says which firmware is newer.
+//! [`id`] names things, [`filler`] knows what is no name, [`inventory`] says what is built in, [`finding`] what is wrong with it,
+//! [`role`] what it shall become, [`target`] picks the disk to install on, [`version`] says which firmware is newer.
 
+pub mod filler;
 pub mod finding;
 pub mod id;
 pub mod inventory;
@@ -15,8 +16,8 @@ pub mod version;
 pub use finding::{Finding, Severity, Who};
 pub use id::{Digest, Hostname, Identity, MacAddr, MachineId, Serial};
 pub use inventory::{
-    Board, Concern, Cpu, Dimm, Disk, DiskHealth, InBandBmc, Inventory, Memory, Neighbour, Nic, NumaNode, PciDevice,
-    PciLink, System, Tpm,
+    Board, Concern, Cpu, Dimm, Disk, DiskHealth, InBandBmc, Inventory, Memory, MemoryErrors, Neighbour, Nic, NumaNode,
+    PciDevice, PciLink, System, Tpm,
 };
 pub use power::PowerAction;
 pub use role::{Role, Roles};

@@ -1,16 +1,18 @@
 //! Disks from `/sys/block`. Whole physical disks only: loop, RAM, device mapper, RAID and optical devices are not disks
 //! to install on.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use super::{names, value};
+use super::{names, pci, value};
 use crate::error::Result;
 use crate::machine::{Disk, Serial};
 
 /// Names of devices that are made of something else, or cannot be installed on.
 const NOT_DISKS: &[&str] = &["loop", "ram", "zram", "dm-", "sr", "fd", "md", "nbd", "drbd", "rbd", "zd", "mtdblock"];
 
-pub fn read(sys: &Path) -> Result<Vec<Disk>> {
+/// `slots`: what firmware calls a place, by PCI address.
+pub fn read(sys: &Path, slots: &BTreeMap<String, String>) -> Result<Vec<Disk>> {
     let block = sys.join("block");
     if !block.exists() {
         return Ok(Vec::new());
@@ -22,13 +24,14 @@ pub fn read(sys: &Path) -> Result<Vec<Disk>> {
         let hidden = value(&block.join(name).join("hidden")).is_some_and(|v| v == "1");
         !(other || area || hidden)
     };
-    Ok(names(&block)?.iter().filter(is_disk).map(|name| disk(&block.join(name), name)).collect())
+    Ok(names(&block)?.iter().filter(is_disk).map(|name| disk(&block.join(name), name, slots)).collect())
 }
 
-fn disk(dir: &Path, name: &str) -> Disk {
+fn disk(dir: &Path, name: &str, slots: &BTreeMap<String, String>) -> Disk {
     let flag = |path: &str| value(&dir.join(path)).is_some_and(|v| v == "1");
     let first = |paths: &[&str]| paths.iter().find_map(|p| value(&dir.join(p)));
     let transport = transport(dir, name);
+    let controller = device(dir).and_then(|device| pci::function_of(&device));
     let sectors: u64 = first(&["size"]).and_then(|v| v.parse().ok()).unwrap_or(0);
     Disk {
         name: name.to_owned(),
@@ -43,8 +46,50 @@ fn disk(dir: &Path, name: &str) -> Disk {
         read_only: flag("ro"),
         transport: transport.to_owned(),
         firmware: first(&["device/firmware_rev", "device/rev"]),
-        ..Disk::default()
+        slot: match (&controller, transport) {
+            (Some((folder, address)), "nvme") => pci::slot(folder, address, slots),
+            (_, "virtio" | "usb" | "mmc") => None,
+            _ => bay(dir),
+        },
+        numa: controller.as_ref().and_then(|(folder, _)| pci::numa(folder)),
+        controller: controller.map(|(_, address)| address),
+        health: None,
     }
+}
+
+/// Where the device really is. The namespace of an NVMe subsystem with several paths belongs to none of them: its first
+/// path says where it is plugged in.
+fn device(dir: &Path) -> Option<PathBuf> {
+    let device = std::fs::canonicalize(dir.join("device")).ok()?;
+    if pci::function_of(&device).is_some() {
+        return Some(device);
+    }
+    let paths = names(&device).ok()?.into_iter().filter(|name| name.starts_with("nvme"));
+    paths.filter_map(|name| std::fs::canonicalize(device.join(name)).ok()).find(|path| pci::function_of(path).is_some())
+}
+
+/// The enclosure knows (SES), or the SAS expander, or the controller's port.
+fn bay(dir: &Path) -> Option<String> {
+    let link = names(&dir.join("device")).ok()?.into_iter().find(|name| name.starts_with("enclosure_device:"));
+    if let Some(link) = link {
+        let component = std::fs::canonicalize(dir.join("device").join(&link)).ok()?;
+        let name = link.split_once(':')?.1.trim().to_owned();
+        let place = value(&component.join("slot")).map_or(name, |slot| format!("slot {slot}"));
+        let enclosure = component.parent().and_then(|e| e.file_name()).map(|e| e.to_string_lossy().into_owned());
+        return Some(enclosure.map_or(place.clone(), |enclosure| format!("enclosure {enclosure} {place}")));
+    }
+    let device = std::fs::canonicalize(dir.join("device")).ok()?;
+    device.ancestors().find_map(|folder| {
+        let name = folder.file_name()?.to_str()?;
+        if name.starts_with("end_device-") {
+            let bay = value(&folder.join("sas_device").join(name).join("bay_identifier"))?;
+            return Some(format!("bay {bay}"));
+        }
+        let number = name.strip_prefix("ata")?;
+        let number: u32 = number.parse().ok()?;
+        let port = value(&folder.join("ata_port").join(name).join("port_no")).unwrap_or_else(|| number.to_string());
+        Some(format!("SATA port {port}"))
+    })
 }
 
 /// NVMe: `device/serial`; virtio: `serial`; SCSI and SATA: page 0x80 of the vital product data.
@@ -155,7 +200,9 @@ mod tests {
         disk_tree(sys, "nvme1c1n1", 2048, 0);
         put(sys, "block/nvme1c1n1/hidden", "1\n");
 
-        let disks = read(sys).unwrap();
+        put(sys, "devices/pci0000:00/0000:00:1f.2/numa_node", "0\n");
+        put(sys, "devices/pci0000:00/0000:00:1f.2/ata1/ata_port/ata1/port_no", "3\n");
+        let disks = read(sys, &BTreeMap::new()).unwrap();
         assert_eq!(disks.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["nvme0n1", "sda", "vda"]);
         let [nvme, sata, virtio] = disks.as_slice() else { panic!() };
         assert_eq!(nvme.size_bytes, 1 << 20);
@@ -164,8 +211,46 @@ mod tests {
         assert_eq!(nvme.firmware.as_deref(), Some("GDC5302Q"));
         assert_eq!((sata.serial.as_ref().unwrap().as_str(), sata.transport.as_str()), ("WD-123", "sata"));
         assert_eq!((sata.wwn.as_deref(), sata.rotational), (None, true));
+        assert_eq!((sata.slot.as_deref(), sata.controller.as_deref()), (Some("SATA port 3"), Some("0000:00:1f.2")));
+        assert_eq!((sata.numa, virtio.slot.as_deref()), (Some(0), None));
         assert!(!virtio.rotational);
         assert_eq!((virtio.serial.as_ref().unwrap().as_str(), virtio.transport.as_str()), ("DISK-1", "virtio"));
+    }
+
+    #[test]
+    fn places_of_sas_disks_and_of_nvme_with_several_paths() {
+        let root = tempfile::tempdir().unwrap();
+        let sys = root.path();
+        let link = |from: &str, to: &str| {
+            fs::create_dir_all(sys.join(from).parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(sys.join(to), sys.join(from)).unwrap();
+        };
+        let end = "devices/pci0000:17/0000:18:00.0/host0/port-0:0/end_device-0:0:3";
+        put(sys, &format!("{end}/sas_device/end_device-0:0:3/bay_identifier"), "7\n");
+        put(sys, &format!("{end}/target0:0:3/0:0:3:0/model"), "ST12000NM\n");
+        disk_tree(sys, "sda", 8, 1);
+        link("block/sda/device", &format!("{end}/target0:0:3/0:0:3:0"));
+        disk_tree(sys, "sdb", 8, 1);
+        put(sys, "devices/pci0000:17/0000:18:00.0/enclosure/0:0:24:0/Slot 07/slot", "7\n");
+        let other = "devices/pci0000:17/0000:18:00.0/host0/target0:0:4/0:0:4:0";
+        put(sys, &format!("{other}/model"), "ST12000NM\n");
+        link("block/sdb/device", other);
+        link(
+            &format!("{other}/enclosure_device:Slot 07"),
+            "devices/pci0000:17/0000:18:00.0/enclosure/0:0:24:0/Slot 07",
+        );
+        disk_tree(sys, "nvme0n1", 8, 0);
+        put(sys, "devices/virtual/nvme-subsystem/nvme-subsys0/model", "MZQL2\n");
+        put(sys, "devices/pci0000:3a/0000:3b:00.0/nvme/nvme0/serial", "S1\n");
+        link("devices/virtual/nvme-subsystem/nvme-subsys0/nvme0", "devices/pci0000:3a/0000:3b:00.0/nvme/nvme0");
+        link("block/nvme0n1/device", "devices/virtual/nvme-subsystem/nvme-subsys0");
+
+        let slots = BTreeMap::from([("0000:3b:00.0".to_owned(), "PCIe Slot 4".to_owned())]);
+        let disks = read(sys, &slots).unwrap();
+        let [nvme, sda, sdb] = disks.as_slice() else { panic!("{disks:?}") };
+        assert_eq!((nvme.slot.as_deref(), nvme.controller.as_deref()), (Some("PCIe Slot 4"), Some("0000:3b:00.0")));
+        assert_eq!((sda.slot.as_deref(), sda.transport.as_str()), (Some("bay 7"), "sas"));
+        assert_eq!(sdb.slot.as_deref(), Some("enclosure 0:0:24:0 slot 7"));
     }
 
     #[test]

@@ -1,48 +1,133 @@
-//! What is built in, read from SMBIOS, `/proc` and `/sys`. Each reader takes the root of its tree, so that fixtures can
-//! stand for hardware that is not here; nothing that a table or file says can stop the inventory.
+//! What is built in, read from SMBIOS, `/proc` and `/sys`, and asked of the drives and of the switches. Each reader takes the
+//! root of its tree, so that fixtures can stand for hardware that is not here; nothing that a table, file or tool says can
+//! stop the inventory.
+//!
+//! It has three parts, so that the machine waits for nothing: [`Begun::begin`] reads what is there at once and starts to
+//! listen for switches, [`drives`] asks the drives while the short measurements run, and [`Begun::finish`] reads what may
+//! have changed meanwhile: links, the kernel's messages, memory errors.
 
 mod block;
 mod cpu;
+mod kernel;
+mod lldp;
 mod net;
+mod pci;
+mod smart;
 mod smbios;
+mod tpm;
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::agent::roots::Roots;
+use crate::agent::tool;
 use crate::error::{Error, Result};
-use crate::machine::{Board, Cpu, Disk, Firmware, InBandBmc, Inventory, MacAddr, Serial, System};
+use crate::machine::{Cpu, Disk, Firmware, InBandBmc, Inventory, MacAddr, Neighbour, Serial, System};
 
 pub use block::in_use;
+pub use smart::{Answers, ask as drives};
 
 /// Files in /sys hold one value; a longer one is cut here.
 const VALUE_MAX: usize = 4096;
+/// lldpd answers from its memory.
+const LLDPCLI: Duration = Duration::from_secs(3);
 
-/// Everything, without the BMC, which only `/dev/ipmi0` tells.
-pub fn take(roots: &Roots, bmc: Option<InBandBmc>) -> Result<Inventory> {
-    let tables = smbios::read(&roots.sys);
-    let kernel_cpus = cpu::read(&roots.proc);
-    let mut memory = tables.memory;
-    memory.usable_bytes = cpu::memory_total(&roots.proc);
-    Ok(Inventory {
-        system: tables.system,
-        board: Board::default(),
-        chassis: Board::default(),
-        tpm: None,
-        firmware: firmware(&roots.sys),
-        cpus: join_cpus(tables.cpus, kernel_cpus),
-        memory,
-        disks: disks(roots)?,
-        nics: net::read(roots)?,
-        pci: Vec::new(),
-        numa: Vec::new(),
-        concerns: Vec::new(),
-        bmc,
-        kernel: value(&roots.proc.join("sys/kernel/osrelease")).unwrap_or_default(),
-    })
+/// An inventory that still lacks what the drives and the switches say.
+pub struct Begun {
+    pub inventory: Inventory,
+    listener: Option<lldp::Listener>,
+    spent: Duration,
+}
+
+impl Begun {
+    /// Without the BMC, which only `/dev/ipmi0` tells. `ours`: this system is the RAM system, so that its cards may be
+    /// brought up and speak.
+    pub fn begin(roots: &Roots, bmc: Option<InBandBmc>, ours: bool) -> Result<Self> {
+        let start = Instant::now();
+        let mut gaps = Vec::new();
+        let listener = match ours && roots.live() {
+            true => net::read(roots).map_err(|e| e.message().to_owned()).and_then(|nics| {
+                net::bring_up(&nics);
+                lldp::Listener::start(&roots.sys, &nics).map_err(|e| format!("the switches cannot be heard: {e}"))
+            }),
+            false => Err(String::new()),
+        };
+        let listener = listener.map_err(|why| gaps.extend(Some(why).filter(|why| !why.is_empty()))).ok();
+        let tables = smbios::read(&roots.sys);
+        let mut memory = tables.memory;
+        memory.usable_bytes = cpu::memory_total(&roots.proc);
+        let inventory = Inventory {
+            system: tables.system,
+            board: tables.board,
+            chassis: tables.chassis,
+            tpm: tpm::read(&roots.sys, tables.tpm),
+            firmware: firmware(&roots.sys),
+            cpus: join_cpus(tables.cpus, cpu::read(&roots.proc, &roots.sys)),
+            memory,
+            disks: block::read(&roots.sys, &tables.slots)?,
+            nics: Vec::new(),
+            pci: pci::read(&roots.sys, &tables.slots),
+            numa: cpu::numa(&roots.sys),
+            concerns: Vec::new(),
+            gaps,
+            seconds: 0.0,
+            bmc,
+            kernel: value(&roots.proc.join("sys/kernel/osrelease")).unwrap_or_default(),
+        };
+        Ok(Self { inventory, listener, spent: start.elapsed() })
+    }
+
+    /// What the drives said, and what may be different now. `waited`: the time that was spent on the drives alone.
+    pub async fn finish(self, roots: &Roots, drives: Answers, waited: Duration) -> Result<Inventory> {
+        let start = Instant::now();
+        let Self { mut inventory, listener, spent } = self;
+        for (name, health) in drives.health {
+            if let Some(disk) = inventory.disks.iter_mut().find(|disk| disk.name == name) {
+                disk.health = Some(health);
+            }
+        }
+        inventory.gaps.extend(drives.gaps);
+        inventory.nics = net::read(roots)?;
+        let mut heard = listener.map(lldp::Listener::finish).unwrap_or_default();
+        if inventory.nics.iter().any(|nic| nic.link && !heard.contains_key(&nic.name)) {
+            for (card, neighbour) in running_lldpd(roots, &mut inventory.gaps).await {
+                heard.entry(card).or_insert(neighbour);
+            }
+        }
+        inventory.nics.iter_mut().for_each(|nic| nic.neighbour = heard.remove(&nic.name));
+        kernel::memory_errors(&roots.sys, &mut inventory.memory);
+        match kernel::messages(&roots.dev) {
+            Ok(messages) => inventory.concerns = kernel::concerns(messages.iter().map(String::as_str)),
+            Err(why) => inventory.gaps.push(why),
+        }
+        inventory.seconds = (spent + waited + start.elapsed()).as_secs_f64();
+        Ok(inventory)
+    }
+}
+
+/// What an lldpd that runs here has heard. Where there is none, nothing is missing: in RAM the agent listens itself.
+async fn running_lldpd(roots: &Roots, gaps: &mut Vec<String>) -> BTreeMap<String, Neighbour> {
+    if !roots.live() {
+        return BTreeMap::new();
+    }
+    match tool::run("lldpcli", &["-f", "json", "show", "neighbors"], LLDPCLI).await {
+        Ok(output) if output.success => lldp::from_lldpcli(&output.stdout).unwrap_or_else(|why| {
+            gaps.push(why);
+            BTreeMap::new()
+        }),
+        // It is there, and its lldpd is not.
+        Ok(_) => BTreeMap::new(),
+        Err(error) if error.code() == "tool.missing" => BTreeMap::new(),
+        Err(error) => {
+            gaps.push(error.message().to_owned());
+            BTreeMap::new()
+        }
+    }
 }
 
 pub fn disks(roots: &Roots) -> Result<Vec<Disk>> {
-    block::read(&roots.sys)
+    block::read(&roots.sys, &BTreeMap::new())
 }
 
 /// What the first words need: quickly read and enough to tell which machine this is.
@@ -52,11 +137,15 @@ pub struct Identity {
     pub macs: Vec<MacAddr>,
 }
 
-pub fn identity(roots: &Roots) -> Identity {
+/// `ours` as with [`Begun::begin`]: a card that is brought up now has its link when the inventory wants to see it.
+pub fn identity(roots: &Roots, ours: bool) -> Identity {
     let System { serial, uuid, .. } = smbios::read(&roots.sys).system;
     // Without network devices there would be nobody to say hello to; an unreadable /sys is told by the inventory.
-    let macs = net::read(roots).unwrap_or_default().into_iter().map(|n| n.mac).collect();
-    Identity { serial, uuid, macs }
+    let nics = net::read(roots).unwrap_or_default();
+    if ours && roots.live() {
+        net::bring_up(&nics);
+    }
+    Identity { serial, uuid, macs: nics.into_iter().map(|n| n.mac).collect() }
 }
 
 /// UEFI kernels have this folder, others have not.
@@ -78,6 +167,9 @@ fn join_cpus(tables: Vec<Cpu>, kernel: Vec<Cpu>) -> Vec<Cpu> {
             threads: if socket.threads == 0 { seen.threads } else { socket.threads },
             microcode: seen.microcode.clone(),
             virtualisation: seen.virtualisation,
+            stepping: seen.stepping.clone(),
+            flags: seen.flags.clone(),
+            governor: seen.governor.clone(),
             ..socket
         }
     };
@@ -119,11 +211,18 @@ mod tests {
         assert_eq!(join_cpus(vec![], vec![kernel.clone()]), [kernel]);
     }
 
-    #[test]
-    fn an_inventory_of_this_very_machine() {
-        let inventory = take(&Roots::default(), None).unwrap();
+    #[tokio::test]
+    async fn an_inventory_of_this_very_machine() {
+        let roots = Roots::default();
+        let begun = Begun::begin(&roots, None, false).unwrap();
+        let drives = drives(&roots, &begun.inventory.disks).await;
+        let inventory = begun.finish(&roots, drives, Duration::ZERO).await.unwrap();
         assert!(inventory.memory.usable_bytes > 0);
         assert!(!inventory.cpus.is_empty());
         assert!(!inventory.kernel.is_empty());
+        assert!(inventory.cpus.iter().all(|c| c.stepping.is_some() && !c.flags.is_empty()));
+        assert!(inventory.numa.iter().all(|n| !n.cpus.is_empty()));
+        let text = serde_json::to_string(&inventory).unwrap();
+        assert_eq!(serde_json::from_str::<Inventory>(&text).unwrap(), inventory);
     }
 }

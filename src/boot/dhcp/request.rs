@@ -19,6 +19,7 @@ use super::options::{FILE, SNAME};
 use super::relay::{RelayInfo, id_text};
 use crate::boot::count::Silence;
 use crate::boot::{RelayPort, Stage};
+use crate::machine::filler::is_filler_uuid;
 use crate::machine::{ClientArch, MacAddr};
 
 /// Header up to `file`, and the cookie (RFC 2131 section 2).
@@ -265,11 +266,10 @@ fn architecture(data: &[u8]) -> Option<ClientArch> {
 }
 
 /// The bytes of SMBIOS type 1, whose first three fields are little-endian (DSP0134 section 7.2.1): so iPXE and EDK II
-/// send them, and so read they equal what dmidecode and the BMC print. Boards leave the factory with all bits equal where
-/// a UUID should be; such a one names no machine.
+/// send them, and so read they equal what dmidecode and the BMC print. Boards leave the factory with fillers where a
+/// UUID should be; such a one names no machine.
 fn machine_uuid(data: &[u8]) -> Option<uuid::Uuid> {
     let (&0, bytes) = data.split_first()? else { return None };
     let bytes: [u8; 16] = bytes.try_into().ok()?;
-    let filler = bytes == [0; 16] || bytes == [0xff; 16];
-    (!filler).then(|| uuid::Uuid::from_bytes_le(bytes))
+    Some(uuid::Uuid::from_bytes_le(bytes)).filter(|uuid| !is_filler_uuid(uuid))
 }
