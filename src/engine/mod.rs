@@ -32,6 +32,7 @@ pub use orders::SeedFacts;
 use crate::bmc::Fleet;
 use crate::bmc::sweep::Sweep;
 use crate::boot::switch::Switches;
+use crate::check;
 use crate::error::{Error, Result};
 use crate::firmware::Depot;
 use crate::image::sign::SigningKey;
@@ -82,6 +83,8 @@ pub struct Site {
     pub outlets: Outlets,
     pub firmware: Depot,
     pub seed: SeedFacts,
+    /// What a host must show before it is handed off.
+    pub checks: check::Set,
     /// Network boots in one state after which a machine is held.
     pub boot_limit: u32,
     /// The port map is asked where a machine is plugged in.
