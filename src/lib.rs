@@ -7,6 +7,7 @@ pub mod count;
 pub mod durable;
 pub mod machine;
 pub mod role;
+pub mod check;
 pub mod link;
 pub mod ipmi;
 pub mod template;

@@ -21,8 +21,11 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::check::Declared;
 use crate::error::{Error, Kind};
-use crate::machine::{Digest, Hostname, Inventory, MacAddr, MachineId, Roles, Secret, Serial, TargetRule};
+use crate::machine::{
+    Digest, Hostname, Inventory, MacAddr, MachineId, Roles, Secret, Serial, Severity, TargetRule, Who,
+};
 use crate::role::Setup;
 
 /// Raised whenever an old agent would misread a new order. The appliance refuses any other number.
@@ -161,6 +164,9 @@ pub struct Verify {
     /// What must have been set up.
     #[serde(default)]
     pub setup: Setup,
+    /// What the host has to show.
+    #[serde(default)]
+    pub checks: Vec<Declared>,
 }
 
 /// How far the agent is with an order. Not kept: the next one replaces it.
@@ -396,16 +402,52 @@ pub fn peer_share(peers: u64, appliance: u64) -> Option<f64> {
 }
 
 /// One delivery check with what was wanted and what was there.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Check {
     /// Stable id: `kernel`, `kvm.guest`, `docker.container`, `ovs.traffic`.
     pub id: String,
     pub passed: bool,
+    /// There was nothing to look at: `found` says why. It has not passed, and holds nothing back.
+    #[serde(default)]
+    pub skipped: bool,
     pub expected: String,
     pub found: String,
+    /// What was measured, in `unit`, where the check measures.
+    #[serde(default)]
+    pub value: Option<f64>,
+    #[serde(default)]
+    pub unit: Option<String>,
+    #[serde(default)]
+    pub severity: Severity,
+    #[serde(default)]
+    pub who: Who,
+    /// Why it is looked at; where the site has another bound than the one built in, also why that.
+    #[serde(default)]
+    pub why: String,
     pub seconds: f64,
     /// What to do, when it did not pass.
     pub hint: Option<String>,
+}
+
+impl Check {
+    /// It was looked at, and is not as it should be.
+    pub fn failed(&self) -> bool {
+        !self.passed && !self.skipped
+    }
+
+    /// The host is not handed off like this.
+    pub fn holds_back(&self) -> bool {
+        self.failed() && self.severity == Severity::Fault
+    }
+
+    /// For lists: `ok`, `skipped`, else how bad it is.
+    pub fn verdict(&self) -> String {
+        match (self.passed, self.skipped) {
+            (true, _) => "ok".into(),
+            (_, true) => "skipped".into(),
+            _ => self.severity.to_string(),
+        }
+    }
 }
 
 /// RFC 9457 problem details with our stable code and the next step; also how an agent reports its own failure.

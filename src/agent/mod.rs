@@ -236,22 +236,16 @@ impl Agent {
 
     /// The inventory goes first: it shows what came back.
     async fn erase(&self, keep: Vec<Serial>, meter: &Meter) -> Result<Outcome> {
-        let (roots, hooks, meter) = (self.options.roots.clone(), self.options.hooks.clone(), meter.clone());
-        blocking(move || {
-            meter.step("taking the inventory", 0);
-            let bmc = (hooks.in_band)().ok().flatten();
-            // What cannot be listed is erased all the same.
-            let inventory = inventory::take(&roots, bmc).inspect_err(say_error).ok().map(Box::new);
-            let proof = erase::erase(&roots, &keep, &meter)?;
-            let how: Vec<String> = proof.iter().map(|d| format!("{}: {}", d.name, d.how)).collect();
-            Ok(Outcome::Erased {
-                disks: proof.iter().map(|d| d.name.clone()).collect(),
-                how: how.join("; "),
-                proof,
-                inventory,
-            })
-        })
-        .await
+        meter.step("taking the inventory", 0);
+        let hooks = self.options.hooks.clone();
+        let bmc = blocking(move || Ok((hooks.in_band)().ok().flatten())).await?;
+        // What cannot be listed is erased all the same.
+        let inventory = inventory::take(&self.options.roots, bmc).await.inspect_err(say_error).ok().map(Box::new);
+        let (roots, meter) = (self.options.roots.clone(), meter.clone());
+        let proof = blocking(move || erase::erase(&roots, &keep, &meter)).await?;
+        let how: Vec<String> = proof.iter().map(|d| format!("{}: {}", d.name, d.how)).collect();
+        let disks = proof.iter().map(|d| d.name.clone()).collect();
+        Ok(Outcome::Erased { disks, how: how.join("; "), proof, inventory })
     }
 
     /// Until the appliance has it on disk. `false`: it does not want it, the order is no longer its own.

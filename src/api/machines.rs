@@ -63,6 +63,7 @@ pub fn view_of(engine: &Engine, m: &Machine, whole: bool) -> MachineView {
             .collect(),
         inventory: m.inventory.as_deref().filter(|_| whole).cloned(),
         checks: if whole { m.checks.clone() } else { Vec::new() },
+        recheck: m.recheck.clone().filter(|_| whole),
         measured: if whole { m.measured.clone() } else { Vec::new() },
         findings: m.findings.clone(),
         passport: passport.filter(|_| whole),
@@ -162,6 +163,12 @@ pub async fn release(State(s): State<Shared>, Path(name): Path<String>) -> Resul
 pub async fn retry(State(s): State<Shared>, Path(name): Path<String>) -> Result<Json<MachineView>, Failure> {
     let machine = s.engine.find(&name)?;
     tell(&s, &machine, Event::RetryRequested).await
+}
+
+/// The checks are run again; the results are in the machine's view once they are there.
+pub async fn check(State(s): State<Shared>, Path(name): Path<String>) -> Result<Json<MachineView>, Failure> {
+    let machine = s.engine.find(&name)?;
+    tell(&s, &machine, Event::CheckRequested).await
 }
 
 pub async fn retire(State(s): State<Shared>, Path(name): Path<String>) -> Result<Json<MachineView>, Failure> {

@@ -62,6 +62,7 @@ pub fn people(shared: Shared) -> Router {
         .route("/api/v1/machines/{machine}/deploy", post(machines::deploy))
         .route("/api/v1/machines/{machine}/release", post(machines::release))
         .route("/api/v1/machines/{machine}/retry", post(machines::retry))
+        .route("/api/v1/machines/{machine}/check", post(machines::check))
         .route("/api/v1/machines/{machine}/retire", post(machines::retire))
         .route("/api/v1/machines/{machine}/power", post(machines::power))
         .route("/api/v1/machines/{machine}/health", get(health::show))

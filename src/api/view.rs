@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bmc::sol::hub::Status;
+use crate::lifecycle::Recheck;
 use crate::link::{Check, Measured, Problem, Progress};
 use crate::machine::{Finding, Firmware, Hostname, Inventory, MacAddr, MachineId, Place, Roles, Serial, TargetRule};
 
@@ -46,6 +47,9 @@ pub struct MachineView {
     pub inventory: Option<Inventory>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub checks: Vec<Check>,
+    /// The last look at a delivered host on demand.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub recheck: Option<Recheck>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub measured: Vec<Measured>,
     /// What was not as it should be when it was last commissioned.

@@ -1,5 +1,7 @@
 //! `rackline machine …`: see and steer machines.
 
+use std::time::Duration;
+
 use clap::Subcommand;
 use serde_json::json;
 
@@ -8,9 +10,12 @@ use super::show;
 use crate::api::client::{Client, segment};
 use crate::api::health::HealthView;
 use crate::api::view::{DeployRequest, EventView, MachineList, MachineView, PowerRequest};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::machine::{Hostname, Roles, TargetRule};
 use crate::swarm::tracker::SwarmList;
+
+/// How often it is looked whether a check on demand is done.
+const LOOK: Duration = Duration::from_secs(2);
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -58,6 +63,13 @@ enum Command {
     },
     /// The cause is mended: start a broken machine again.
     Retry { machine: String },
+    /// Run the checks of a delivered host again, but for those that would disturb it, and say what is not as it was.
+    Check {
+        machine: String,
+        /// Do not wait for the results; `machine show` has them later.
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Take a machine out of service for good.
     Retire { machine: String },
     /// on, off, cycle, reset or soft, through its BMC.
@@ -107,12 +119,41 @@ pub async fn run(args: Args) -> Result<()> {
             steer(&client, args.remote.json, &path(&machine, "/release"), &json!({})).await?;
         }
         Command::Retry { machine } => steer(&client, args.remote.json, &path(&machine, "/retry"), &json!({})).await?,
+        Command::Check { machine, no_wait } => check(&client, args.remote.json, &path(&machine, ""), no_wait).await?,
         Command::Retire { machine } => steer(&client, args.remote.json, &path(&machine, "/retire"), &json!({})).await?,
         Command::Power { machine, action } => {
             steer(&client, args.remote.json, &path(&machine, "/power"), &PowerRequest { action }).await?;
         }
     }
     Ok(())
+}
+
+/// Fails where something is found that would hold a host back.
+async fn check(client: &Client, json: bool, path: &str, no_wait: bool) -> Result<()> {
+    let asked: MachineView = client.post(&format!("{path}/check"), &json!({})).await?;
+    if no_wait {
+        show::print(json, &asked, || show::machines(std::slice::from_ref(&asked)));
+        return Ok(());
+    }
+    let recheck = loop {
+        tokio::time::sleep(LOOK).await;
+        let view: MachineView = client.get(path).await?;
+        match view.recheck.filter(|recheck| !recheck.running()) {
+            Some(recheck) => break recheck,
+            // Released or broken meanwhile.
+            None if view.state != "delivered" => {
+                return Err(Error::conflict("check.gone", format!("{} is {} by now", view.name, view.state)));
+            }
+            None => {}
+        }
+    };
+    show::print(json, &recheck, || show::recheck(&recheck));
+    let faults = recheck.checks.iter().filter(|c| c.holds_back()).count();
+    match (recheck.problem, faults) {
+        (Some(problem), _) => Err(problem.into_error(Kind::Refused)),
+        (None, 0) => Ok(()),
+        (None, faults) => Err(Error::refused("check.failed", format!("{faults} of the checks found a fault"))),
+    }
 }
 
 fn health(view: &HealthView) -> String {
@@ -140,7 +181,6 @@ async fn steer(client: &Client, json: bool, path: &str, body: &impl serde::Seria
 
 /// What cannot be undone is typed out.
 fn confirm(name: &str) -> Result<()> {
-    use crate::error::Error;
     eprint!("This erases every disk of {name}. Type its name to go on: ");
     let mut typed = String::new();
     let read = std::io::stdin().read_line(&mut typed);

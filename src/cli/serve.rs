@@ -21,6 +21,7 @@ use crate::boot::firmware::Files;
 use crate::boot::monitor::Monitor;
 use crate::boot::script::Scripts;
 use crate::boot::switch::{self, Switches};
+use crate::check::Set;
 use crate::config::{self, Config, Console, expected};
 use crate::console;
 use crate::engine::consoles::{self, Recorded};
@@ -92,6 +93,10 @@ pub async fn run(args: Args) -> Result<()> {
                 config::BmcAddress::Dhcp => BmcAddress::Dhcp,
                 config::BmcAddress::Static => BmcAddress::Static,
             },
+        },
+        checks: match &config.host.checks {
+            Some(folder) => Set::load(folder)?,
+            None => Set::built_in().clone(),
         },
         boot_limit: config.boot.boot_limit,
         switches: switches.clone(),

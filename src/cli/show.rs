@@ -6,6 +6,8 @@ use crate::api::view::{EventView, MachineView};
 use crate::boot::monitor::Status;
 use crate::boot::switch::{Report, State, SwitchReport};
 use crate::image::Catalogue;
+use crate::lifecycle::Recheck;
+use crate::link::Check;
 use crate::swarm::tracker::{MemberView, SwarmList, SwarmView};
 
 pub fn print(json: bool, value: &impl serde::Serialize, table: impl FnOnce() -> String) {
@@ -111,20 +113,45 @@ pub fn machine(m: &MachineView, swarms: Option<&SwarmList>) -> String {
         }
         lines.push(String::new());
     }
-    for c in &m.checks {
-        lines.push(format!(
-            "  {} {}: {} ({:.1} s)",
-            if c.passed { "ok    " } else { "FAILED" },
-            c.id,
-            c.found,
-            c.seconds
-        ));
-    }
+    lines.extend(checks(&m.checks));
     for v in &m.measured {
         lines.push(format!("  {}: {:.1} {}", v.name, v.value, v.unit));
     }
     for t in &m.times {
         lines.push(format!("  {:<14}{:8.1} s", t.state, t.seconds));
+    }
+    lines.extend(m.recheck.iter().flat_map(|r| [String::new(), recheck(r)]));
+    lines.join("\n")
+}
+
+fn checks(list: &[Check]) -> Vec<String> {
+    let line = |c: &Check| {
+        let expected = if c.failed() {
+            format!("; expected {}; {}: {}", c.expected, c.who, c.hint.as_deref().unwrap_or(""))
+        } else {
+            String::new()
+        };
+        format!("  {:<8}{}: {}{expected} ({:.1} s)", c.verdict(), c.id, c.found, c.seconds)
+    };
+    list.iter().map(line).collect()
+}
+
+/// The last look at a delivered host.
+pub fn recheck(r: &Recheck) -> String {
+    let Some(done) = r.done else { return format!("checked on demand since {}: not done yet", clock(r.asked)) };
+    let mut lines = vec![format!("checked on demand at {}", clock(done))];
+    if let Some(problem) = &r.problem {
+        lines.push(format!("  {} [{}]", problem.title, problem.code));
+        lines.extend(problem.hint.iter().map(|h| format!("  hint: {h}")));
+        return lines.join("\n");
+    }
+    lines.extend(checks(&r.checks));
+    match r.differences.as_slice() {
+        [] => lines.push("as it was when it was delivered".into()),
+        differences => {
+            lines.push("not as it was when it was delivered:".into());
+            lines.extend(differences.iter().map(|d| format!("  {d}")));
+        }
     }
     lines.join("\n")
 }

@@ -246,11 +246,14 @@ pub struct Host {
     /// Folder of the site's own roles, which go before those built in.
     #[serde(default)]
     pub roles: Option<PathBuf>,
+    /// Folder with the site's own checks, and changes of those built in.
+    #[serde(default)]
+    pub checks: Option<PathBuf>,
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self { kernel_floor: kernel_floor(), ssh_keys: Vec::new(), roles: None }
+        Self { kernel_floor: kernel_floor(), ssh_keys: Vec::new(), roles: None, checks: None }
     }
 }
 
@@ -276,7 +279,7 @@ impl Config {
         let scripts = config.boot.overrides.iter_mut().filter_map(|o| o.script.as_mut());
         let installers = config.switches.iter_mut().filter_map(|switch| switch.installer.as_mut());
         let secrets = config.power.outlets.iter_mut().filter_map(|outlet| outlet.secret_file.as_mut());
-        let secrets = secrets.chain(&mut config.bmc.authority);
+        let secrets = secrets.chain(&mut config.bmc.authority).chain(&mut config.host.checks);
         for path in site.into_iter().chain(firmware).flatten().chain(scripts).chain(installers).chain(secrets) {
             if path.is_relative() {
                 *path = base.join(&path);

@@ -36,6 +36,7 @@ pub use orders::SeedFacts;
 use crate::bmc::Fleet;
 use crate::bmc::sweep::Sweep;
 use crate::boot::switch::Switches;
+use crate::check;
 use crate::error::{Error, Result};
 use crate::firmware::Depot;
 use crate::image::sign::SigningKey;
@@ -88,6 +89,8 @@ pub struct Site {
     pub models: models::Shelf,
     pub seed: SeedFacts,
     pub bmc_setup: BmcSetup,
+    /// What a host must show before it is handed off.
+    pub checks: check::Set,
     /// Network boots in one state after which a machine is held.
     pub boot_limit: u32,
     /// The port map is asked where a machine is plugged in.

@@ -1,8 +1,9 @@
 //! From a task to the order that an agent can carry out: adds the documents and the secrets that rules do not handle.
 
 use super::Engine;
+use crate::check::{self, Declared};
 use crate::error::{Error, Result};
-use crate::lifecycle::{Machine, OWN_BMC_USER, Order as Ordered, Task, task};
+use crate::lifecycle::{Machine, OWN_BMC_USER, Order as Ordered, State, Task, task};
 use crate::link::{BmcUser, Deploy, Issued, Leave, Mode, Order, ReadBack, Verify};
 use crate::machine::MachineId;
 use crate::template::seed::{self, Facts};
@@ -31,12 +32,24 @@ impl Engine {
                     manifest: ordered.manifest,
                     kernel_floor: ordered.setup.kernel_floor(&self.inner.site.seed.kernel_floor),
                     setup: ordered.setup.clone(),
+                    checks: self.asked(machine, ordered),
                 }))
             }
             Task::Erase => Order::Erase { keep: Vec::new() },
             Task::Reboot { reason } => Order::Leave { how: Leave::Reboot, reason },
         };
         Ok(Issued { number: machine.number, order })
+    }
+
+    /// What is declared for its roles; of a host in use only what does not disturb it.
+    fn asked(&self, machine: &Machine, ordered: &Ordered) -> Vec<Declared> {
+        let site = &self.inner.site;
+        let facts = check::Facts {
+            hostname: &ordered.hostname,
+            manifest: ordered.manifest,
+            kernel_floor: &site.seed.kernel_floor,
+        };
+        site.checks.asks(&ordered.role, &facts, matches!(machine.state, State::Delivered { .. }))
     }
 
     fn deploy(&self, machine: &Machine, ordered: &Ordered) -> Result<Order> {

@@ -25,7 +25,7 @@ pub mod snapshot;
 pub mod proof;
 pub mod tool;
 pub mod userns;
-mod cpio;
+pub mod cpio;
 mod disk;
 mod ext4;
 mod layout;

@@ -52,6 +52,8 @@ impl Appliance {
         let address = socket.local_addr().or_fail(Kind::Config, "lab.port", failed)?;
         let config = spec.dir.join("rackline.toml");
         let written = fs::create_dir_all(&spec.cache)
+            .and_then(|()| fs::create_dir_all(spec.dir.join("checks")))
+            .and_then(|()| fs::write(spec.dir.join("checks/lab.toml"), super::CHECKS))
             .and_then(|()| machines_csv(machines, password))
             .and_then(|list| write_secret(&spec.dir.join("machines.csv"), &list))
             .and_then(|()| fs::write(&config, config_toml(spec, address)));
@@ -118,7 +120,13 @@ impl Appliance {
 struct Config<'a> {
     site: Site<'a>,
     api: Api,
+    host: Host,
     boot: Boot,
+}
+
+#[derive(Serialize)]
+struct Host {
+    checks: PathBuf,
 }
 
 #[derive(Serialize)]
@@ -165,6 +173,7 @@ fn config_toml(spec: &Spec, listen: SocketAddr) -> String {
             expected: spec.dir.join("machines.csv"),
         },
         api: Api { listen },
+        host: Host { checks: spec.dir.join("checks") },
         boot: Boot {
             url: format!("http://{APPLIANCE}"),
             // Under TCG on a busy host Linux sometimes takes the timer for broken and stops.

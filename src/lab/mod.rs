@@ -50,9 +50,17 @@ pub use vm::BootDevice;
 
 use serde_json::Value;
 
+use crate::check;
 use crate::error::{Error, Kind, OrFail, Result};
 use bmc::Bmc;
 use rack::Rack;
+
+/// What the checks of delivery may take in an emulated machine.
+const CHECKS: &str = include_str!("../../templates/lab/checks.toml");
+
+fn checks() -> Result<check::Set> {
+    check::Set::built_in().clone().with("templates/lab/checks.toml", CHECKS)
+}
 
 /// `rackline lab …`
 #[derive(Debug, clap::Subcommand)]

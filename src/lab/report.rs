@@ -178,9 +178,9 @@ impl Entry {
         lines.extend(self.deployed.as_ref().map(written));
         lines.extend(self.peer_share.map(|share| format!("  {}", from_others(share))));
         lines.extend(self.checks.iter().map(|c| {
-            let mark = if c.passed { "ok    " } else { "FAILED" };
-            let expected = if c.passed { String::new() } else { format!(" (expected {})", c.expected) };
-            format!("  {mark} {:20} {:6.1} s  {}{expected}", c.id, c.seconds, c.found)
+            let mark = c.verdict();
+            let expected = if c.failed() { format!(" (expected {})", c.expected) } else { String::new() };
+            format!("  {mark:7} {:20} {:6.1} s  {}{expected}", c.id, c.seconds, c.found)
         }));
         let measured: Vec<String> =
             self.measured.iter().map(|m| format!("{} {} {}", m.name, Short(m.value), m.unit)).collect();

@@ -25,6 +25,7 @@ use self::appliance::{Appliance, Told};
 use self::console::Console;
 use super::vm::{CPU, OVMF_CODE, OVMF_VARS, QEMU, comma};
 use crate::agent::{Installed, seed_image};
+use crate::check;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::image::proof::{Passed, Proof};
 use crate::image::{Entry, verify_and_decompress};
@@ -79,14 +80,15 @@ pub async fn run(trial: &Trial<'_>, say: &(dyn Fn(&str) + Sync)) -> Result<Proof
     let machine = MachineId::generate();
     let hostname: Hostname = "image-test".parse()?;
     let manifest = &trial.entry.manifest;
-    let orders = manifest.roles.iter().map(|role| Verify {
-        role: (*role).into(),
-        hostname: hostname.clone(),
-        manifest: trial.entry.digest,
-        kernel_floor: major_minor(&manifest.boot.release),
-        setup: Setup::default(),
-    });
-    let mut appliance = Appliance::start(machine, orders.collect()).await?;
+    let (declared, kernel_floor) = (super::checks()?, major_minor(&manifest.boot.release));
+    let order = |role: Roles| {
+        let facts = check::Facts { hostname: &hostname, manifest: trial.entry.digest, kernel_floor: &kernel_floor };
+        let checks = declared.asks(&role, &facts, false);
+        let (hostname, kernel_floor) = (hostname.clone(), kernel_floor.clone());
+        Verify { role, hostname, manifest: trial.entry.digest, kernel_floor, setup: Setup::default(), checks }
+    };
+    let orders = manifest.roles.iter().map(|role| order((*role).into())).collect();
+    let mut appliance = Appliance::start(machine, orders).await?;
 
     let facts = Facts {
         machine,
@@ -154,7 +156,7 @@ fn major_minor(release: &str) -> String {
 }
 
 fn passed(checks: Vec<Check>) -> Result<Vec<Check>> {
-    let bad = |c: &&Check| !c.passed;
+    let bad = |c: &&Check| c.failed();
     let Some(first) = checks.iter().find(bad) else { return Ok(checks) };
     let list = checks.iter().filter(bad).map(|c| format!("{}: expected {}, found {}", c.id, c.expected, c.found));
     let message = format!("the image boots, but not all is well: {}", list.collect::<Vec<_>>().join("; "));
@@ -285,7 +287,7 @@ mod tests {
 
     fn check(id: &str, passed: bool) -> Check {
         let hint = (!passed).then(|| format!("mend {id}"));
-        Check { id: id.into(), passed, expected: "yes".into(), found: "no".into(), seconds: 0.0, hint }
+        Check { id: id.into(), passed, expected: "yes".into(), found: "no".into(), hint, ..Check::default() }
     }
 
     #[test]

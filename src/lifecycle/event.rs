@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::baseline::BaselineNews;
 use super::cabling::SeenPort;
 use super::ladder::{Climb, Means};
-use crate::link::{Mode, Outcome, Problem};
+use crate::link::{Check, Mode, Outcome, Problem};
 use crate::machine::{
     ClientArch, Digest, Finding, Hostname, MacAddr, Place, PowerAction, Roles, Serial, SwitchPort, TargetRule,
 };
@@ -70,6 +70,8 @@ pub enum Event {
     ReleaseRequested,
     /// The cause is mended; try again from the start.
     RetryRequested,
+    /// It is delivered, and shall be looked at again.
+    CheckRequested,
     RetireRequested,
     PowerRequested {
         action: PowerAction,
@@ -121,6 +123,7 @@ impl Event {
             Event::Ordered(_) => "ordered",
             Event::ReleaseRequested => "release_requested",
             Event::RetryRequested => "retry_requested",
+            Event::CheckRequested => "check_requested",
             Event::RetireRequested => "retire_requested",
             Event::PowerRequested { .. } => "power_requested",
             Event::BmcPasswordWanted { .. } => "bmc_password_wanted",
@@ -167,6 +170,7 @@ impl Event {
             Event::Ordered(o) => format!("ordered as {} ({} {})", o.hostname, o.image_name, o.manifest.short()),
             Event::ReleaseRequested => "release asked for".into(),
             Event::RetryRequested => "retry asked for".into(),
+            Event::CheckRequested => "check asked for".into(),
             Event::RetireRequested => "retirement asked for".into(),
             Event::PowerRequested { action } => format!("power {action} asked for"),
             Event::BmcPasswordWanted { own: true } => "its BMC shall have a password of its own".into(),
@@ -210,7 +214,14 @@ fn outcome_sentence(outcome: &Outcome) -> String {
         ),
         Outcome::Erased { disks, how, .. } => format!("erased {} ({how})", disks.join(", ")),
         Outcome::Checked { checks, .. } => {
-            format!("{} of {} checks passed", checks.iter().filter(|c| c.passed).count(), checks.len())
+            let count = |which: &dyn Fn(&&Check) -> bool| checks.iter().filter(which).count();
+            let skipped = match count(&|c| c.skipped) {
+                0 => String::new(),
+                skipped => format!(", {skipped} skipped"),
+            };
+            let each = checks.iter().filter(|c| c.failed());
+            let each = each.map(|c| format!("; {}: expected {}, found {}", c.id, c.expected, c.found));
+            format!("{} of {} checks passed{skipped}{}", count(&|c| c.passed), checks.len(), each.collect::<String>())
         }
         Outcome::Leaving => "leaves as ordered".into(),
         Outcome::Failed(problem) => format!("failed: {}", problem.title),

@@ -11,7 +11,7 @@ use super::cabling::SeenPort;
 use super::event::{BmcAccount, Order, Purchase};
 use super::ladder::Ladder;
 use super::passport::PassingChecks;
-use super::{BootChoice, boot_choice};
+use super::{BootChoice, Recheck, boot_choice};
 use crate::link::{Check, Deployed, ErasedDisk, Measured, Mode, Problem};
 use crate::machine::{ClientArch, Disk, Finding, Identity, Inventory, MacAddr, MachineId, Place, Serial, SwitchPort};
 
@@ -63,6 +63,9 @@ pub struct Machine {
     #[serde(default)]
     pub erased: Option<Erased>,
     pub checks: Vec<Check>,
+    /// The last look at it on demand, since it was delivered.
+    #[serde(default)]
+    pub recheck: Option<Recheck>,
     pub state: State,
     pub entered: Millis,
     /// Past it the machine is stuck in this state.
@@ -208,6 +211,7 @@ impl Machine {
             deployed: None,
             erased: None,
             checks: Vec::new(),
+            recheck: None,
             state,
             entered: now,
             deadline: None,
@@ -231,6 +235,11 @@ impl Machine {
     /// The firmware baseline while it is being brought about.
     pub fn baseline_running(&self) -> Option<&Baseline> {
         self.baseline.as_ref().filter(|b| !b.done && self.state == State::Commissioning)
+    }
+
+    /// A delivered host is being looked at on demand.
+    pub fn rechecking(&self) -> bool {
+        matches!(self.state, State::Delivered { .. }) && self.recheck.as_ref().is_some_and(Recheck::running)
     }
 
     pub fn agent_mode(&self) -> Option<Mode> {
@@ -274,6 +283,7 @@ impl Machine {
             (State::Broken { problem, .. }, _) => {
                 here(problem.hint.as_deref().unwrap_or("mend the cause, then `rackline machine retry`"))
             }
+            (State::Delivered { .. }, _) if self.rechecking() => here("its checks are run again, on demand"),
             (State::Delivered { .. }, _) if self.comes_back => here(&format!(
                 "came back to the network {} times; its own disk does not start, look at its console",
                 self.boots

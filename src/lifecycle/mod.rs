@@ -13,6 +13,7 @@ mod event;
 pub mod ladder;
 mod machine;
 pub mod passport;
+mod recheck;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ pub use baseline::{Attempt, Baseline, BaselineEnd, BaselineNews, Finding};
 pub use cabling::{Occupant, SeenPort};
 pub use event::{Action, BmcAccount, Event, Expectation, OWN_BMC_USER, Order, Purchase, Refused, Sighting};
 pub use machine::{AgentSeen, BmcPassword, Erased, Machine, Millis, StageTime, State, Waiting};
+pub use recheck::Recheck;
 
 use crate::link::Mode;
 
@@ -153,6 +155,7 @@ pub fn task(machine: &Machine, mode: Mode) -> Task {
         (State::Releasing, Mode::Ram) => Task::Erase,
         (State::Verifying, Mode::Resident) if machine.checks.is_empty() => Task::Verify,
         (State::Verifying, Mode::Resident) => wait("the passport is being signed"),
+        (State::Delivered { .. }, Mode::Resident) if machine.rechecking() => Task::Verify,
         (State::Delivered { .. }, Mode::Resident) => wait("delivered"),
         (State::Releasing, Mode::Resident) => wait("the machine is being released"),
         (State::Broken { problem, .. }, _) => Task::Wait { reason: format!("broken: {}", problem.title) },

@@ -4,32 +4,21 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Erased, Machine, Millis, StageTime};
+use crate::check::Set;
 use crate::link::{Check, Deployed, Measured, Problem};
-use crate::machine::{Disk, Finding, Firmware, Hostname, Inventory, MachineId, Place, Role, Roles};
+use crate::machine::{Disk, Finding, Firmware, Hostname, Inventory, MachineId, Place, Roles};
 
 pub const VERSION: u32 = 2;
 
-/// What every host must show, whatever its role.
-pub const HOST_CHECKS: &[&str] =
-    &["boot", "services", "kernel", "hostname", "image", "disk", "disk.grown", "network.route", "time"];
-
-/// What a role must show besides.
-pub fn role_checks(role: Role) -> &'static [&'static str] {
-    match role {
-        Role::Kvm => &["kvm.device", "kvm.libvirt", "kvm.guest"],
-        Role::Docker => &["docker.daemon", "docker.storage", "docker.image", "docker.container"],
-        Role::Ovs => &["ovs.daemon", "ovs.traffic", "ovs.vlan"],
-    }
-}
-
-/// The ids of the checks, all of which passed.
+/// The ids of the checks that were run, of which none holds the host back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PassingChecks(Vec<String>);
 
 impl PassingChecks {
-    /// Refused where a check that the role needs is missing or did not pass, naming each.
-    pub fn of(roles: &Roles, checks: &[Check]) -> Result<Self, Problem> {
-        let failed: Vec<&Check> = checks.iter().filter(|c| !c.passed).collect();
+    /// Refused where a check that is declared for the roles was not run, or one found a fault, naming each. A warning is in
+    /// the passport, as the check says it. `besides`: ids that the templates of the roles name.
+    pub fn of(roles: &Roles, besides: &[String], checks: &[Check]) -> Result<Self, Problem> {
+        let failed: Vec<&Check> = checks.iter().filter(|c| c.holds_back()).collect();
         if let Some(first) = failed.first() {
             let each = failed.iter().map(|c| format!("{}: expected {}, found {}", c.id, c.expected, c.found));
             return Err(Problem {
@@ -39,12 +28,9 @@ impl PassingChecks {
                 causes: Vec::new(),
             });
         }
-        let missing: Vec<&str> = HOST_CHECKS
-            .iter()
-            .chain(roles.iter().flat_map(role_checks))
-            .copied()
-            .filter(|id| !checks.iter().any(|c| c.id == *id))
-            .collect();
+        let declared = Set::built_in().of(roles).map(|declared| declared.id.as_str());
+        let declared = declared.chain(besides.iter().map(String::as_str));
+        let missing: Vec<&str> = declared.filter(|id| !checks.iter().any(|c| c.id == *id)).collect();
         if !missing.is_empty() {
             return Err(Problem {
                 code: "check.missing".into(),
@@ -127,7 +113,7 @@ impl Passport {
             causes: Vec::new(),
         };
         let order = machine.order.as_ref().ok_or_else(|| incomplete("an order"))?;
-        PassingChecks::of(&order.role, &machine.checks)?;
+        PassingChecks::of(&order.role, &order.setup.checks, &machine.checks)?;
         let inventory = machine.inventory.as_deref().cloned().ok_or_else(|| incomplete("an inventory"))?;
         let mut times = machine.times.clone();
         times.push(StageTime { state: machine.state.name().to_owned(), millis: now - machine.entered });

@@ -7,6 +7,7 @@ mod ladder;
 use proptest::prelude::*;
 
 use super::*;
+use crate::check::Set;
 use crate::link::{Check, Deployed, Measured, Outcome, Problem};
 use crate::machine::{
     ClientArch, Digest, Disk, Finding, Firmware, Inventory, MacAddr, MachineId, PowerAction, Role, Serial, Severity,
@@ -111,13 +112,13 @@ fn deployed(digest: u8) -> Outcome {
 }
 
 fn checked(role: Role, failing: Option<&str>) -> Outcome {
-    let checks = passport::HOST_CHECKS.iter().chain(passport::role_checks(role)).map(|id| Check {
-        id: (*id).to_owned(),
-        passed: Some(*id) != failing,
+    let roles = role.into();
+    let checks = Set::built_in().of(&roles).map(|declared| Check {
+        id: declared.id.clone(),
+        passed: Some(declared.id.as_str()) != failing,
         expected: "yes".into(),
         found: "no".into(),
-        seconds: 0.1,
-        hint: None,
+        ..Check::default()
     });
     Outcome::Checked { checks: checks.collect(), measured: vec![] }
 }
@@ -318,6 +319,65 @@ fn a_failed_or_missing_check_keeps_the_host_back_and_names_it() {
 }
 
 #[test]
+fn a_warning_is_noted_in_the_passport_and_a_skipped_check_holds_nothing_back() {
+    let mut talk = Talk::until_verifying(Role::Kvm);
+    let Outcome::Checked { mut checks, measured } = checked(Role::Kvm, Some("kvm.bridge")) else { unreachable!() };
+    for check in &mut checks {
+        match check.id.as_str() {
+            "kvm.bridge" => check.severity = Severity::Warning,
+            "time" => (check.passed, check.skipped) = (false, true),
+            _ => {}
+        }
+    }
+    talk.report(Outcome::Checked { checks, measured }).unwrap();
+    assert_eq!(talk.actions.last(), Some(&Action::SignPassport));
+    let passport = passport::Passport::of(&talk.machine, talk.now).unwrap();
+    let bridge = passport.checks.iter().find(|c| c.id == "kvm.bridge").unwrap();
+    assert!(!bridge.passed && bridge.severity == Severity::Warning);
+}
+
+/// Its checks are run again on demand; the passport and what is in it stay.
+#[test]
+fn a_delivered_host_is_checked_on_demand() {
+    let mut talk = Talk::until_verifying(Role::Kvm);
+    talk.tell(hello(Mode::Resident, 2)).unwrap();
+    assert!(talk.tell(Event::CheckRequested).is_err(), "it is not delivered yet");
+    talk.report(checked(Role::Kvm, None)).unwrap();
+    talk.tell(Event::PassportSigned { passport: serde_json::json!({"signed": true}) }).unwrap();
+    let (delivered, at_delivery) = (talk.machine.state.clone(), talk.machine.checks.clone());
+    assert!(matches!(task(&talk.machine, Mode::Resident), Task::Wait { .. }));
+
+    talk.tell(Event::CheckRequested).unwrap();
+    assert_eq!((task(&talk.machine, Mode::Resident), talk.machine.deadline.is_some()), (Task::Verify, true));
+    assert!(talk.tell(Event::CheckRequested).is_err(), "one at a time");
+    talk.report(checked(Role::Kvm, Some("kvm.disk"))).unwrap();
+    let recheck = talk.machine.recheck.clone().unwrap();
+    assert!(!recheck.running() && recheck.differences.len() == 1 && recheck.differences[0].starts_with("kvm.disk: ok"));
+    assert_eq!((&talk.machine.state, &talk.machine.checks), (&delivered, &at_delivery));
+    assert_eq!(talk.machine.deadline, None);
+
+    // An agent that fails, or says nothing, is no reason to take a host out of use.
+    talk.tell(Event::CheckRequested).unwrap();
+    let failed = Problem { code: "x".into(), title: "out of memory".into(), hint: None, causes: vec![] };
+    talk.report(Outcome::Failed(failed)).unwrap();
+    assert_eq!(
+        talk.machine.recheck.as_ref().and_then(|r| r.problem.as_ref()).map(|p| p.title.as_str()),
+        Some("out of memory")
+    );
+    talk.tell(Event::CheckRequested).unwrap();
+    talk.now = talk.machine.deadline.unwrap();
+    talk.tell(Event::Due { means: Default::default() }).unwrap();
+    assert_eq!(
+        talk.machine.recheck.as_ref().and_then(|r| r.problem.as_ref()).map(|p| p.code.as_str()),
+        Some("check.silent")
+    );
+    assert_eq!(talk.machine.state, delivered);
+
+    talk.tell(Event::ReleaseRequested).unwrap();
+    assert_eq!(talk.machine.recheck, None);
+}
+
+#[test]
 fn a_report_on_an_old_order_changes_nothing() {
     let mut talk = Talk::until_verifying(Role::Kvm);
     assert_eq!(
@@ -493,6 +553,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(order(Role::Kvm)),
         Just(Event::ReleaseRequested),
         Just(Event::RetryRequested),
+        Just(Event::CheckRequested),
         Just(Event::PowerRequested { action: PowerAction::On }),
         Just(Event::ActionFailed { action: Action::NetworkBoot, problem }),
         any::<bool>().prop_map(|own| Event::BmcPasswordWanted { own }),
@@ -521,7 +582,7 @@ proptest! {
                 prop_assert_eq!(&before, &talk.machine);
             }
             if let State::Delivered { .. } = talk.machine.state {
-                prop_assert!(passport::PassingChecks::of(&Role::Kvm.into(), &talk.machine.checks).is_ok());
+                prop_assert!(passport::PassingChecks::of(&Role::Kvm.into(), &[], &talk.machine.checks).is_ok());
             }
             // Nobody is sent round for ever unheard.
             let looping = talk.machine.boots > 9 && !matches!(boot_choice(&talk.machine), BootChoice::Hold { .. });

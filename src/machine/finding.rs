@@ -23,7 +23,7 @@ pub struct Finding {
 }
 
 /// In ascending order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Worth knowing; nobody has to do anything.
@@ -31,11 +31,12 @@ pub enum Severity {
     /// To be looked at; the machine may be used.
     Warning,
     /// The machine is not handed on like this.
+    #[default]
     Fault,
 }
 
 /// Who has to act.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Who {
     /// In front of the machine: a part, a cable, a label.
@@ -43,6 +44,7 @@ pub enum Who {
     /// The ports and VLANs of the site's switches.
     Network,
     /// Whoever runs the appliance: images, settings, lists.
+    #[default]
     Operator,
     /// A part is to be exchanged under warranty, or another one was delivered than ordered.
     Supplier,

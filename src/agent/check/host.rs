@@ -2,70 +2,42 @@
 //! named, connected, and on time.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::{Found, Question, Visit};
+use super::{Found, Visit, said};
 use crate::agent::deploy::{INSTALLED_FILE, Installed};
 use crate::agent::{Agent, Roots, inventory, tool};
-use crate::error::{Error, Kind, OrFail, Result};
+use crate::check::Kind;
+use crate::error::{Error, Kind as Fault, OrFail, Result};
 use crate::link::Verify;
 use crate::machine::{Digest, Disk, Hostname};
 
 const QUICK: Duration = Duration::from_secs(30);
 /// A first boot grows file systems, makes keys and may wait for the network.
-const BOOT: Duration = Duration::from_secs(300);
-/// A clock that is further off than this breaks certificates and logs.
-const CLOCK: f64 = 5.0;
-/// Of the disk, in partitions.
-const DISK_SHARE: f64 = 0.90;
-/// Of the root partition, in its file system: the rest is its own tables.
-const ROOT_SHARE: f64 = 0.85;
+const BOOT: Duration = Duration::from_secs(600);
 
 pub async fn check(agent: &Agent, order: &Verify, visit: &mut Visit<'_>) {
     let roots = &agent.options.roots;
-    let ask = |id, expected: String, hint| Question { id, expected, deadline: QUICK, hint };
-
-    let question =
-        Question { deadline: BOOT, ..ask("boot", "finished".into(), "see `systemctl list-jobs` on the host") };
-    let took = visit.ask(question, boot_finished()).await;
-    visit.seconds("host.boot_wait", took);
-    let question = ask("services", "no failed unit".into(), "see `systemctl --failed` on the host");
-    visit.ask(question, services()).await;
-
-    let question = ask("kernel", format!("at least {}", order.kernel_floor), "build the image with a newer kernel");
-    visit.ask(question, async { kernel(roots, &order.kernel_floor) }).await;
-    let question = ask("hostname", order.hostname.to_string(), "see `cloud-init status --long` on the host");
-    visit.ask(question, async { hostname(roots, &order.hostname) }).await;
-
-    let question = ask("image", order.manifest.to_string(), "deploy the host again: it runs another image");
-    visit.ask(question, async { image(order.manifest) }).await;
-    let question =
-        ask("disk", "the disk that was written".into(), "look at the boot order: it started from another disk");
-    visit.ask(question, async { disk(roots) }).await;
-    let question = ask(
-        "disk.grown",
-        format!(
-            "partitions over {:.0} % of the disk, root over {:.0} % of its own",
-            DISK_SHARE * 100.0,
-            ROOT_SHARE * 100.0
-        ),
-        "see `journalctl -u systemd-repart -u systemd-growfs@-` on the host",
-    );
-    visit.ask(question, async { grown(roots) }).await;
-
-    let question =
-        ask("network.route", "a default route on a link that is up".into(), "look at the cable and the VLAN");
-    visit.ask(question, async { default_route(roots) }).await;
-    let expected = format!("within {CLOCK} s of the appliance");
-    let question = ask("time", expected, "look at `chronyc tracking` on the host, and at the appliance's own clock");
-    visit.ask(question, clock(agent)).await;
+    visit.ask(Kind::BootFinished, boot_finished()).await;
+    visit.ask(Kind::FailedUnits, services()).await;
+    visit.ask(Kind::KernelRelease, async { kernel(roots, &order.kernel_floor) }).await;
+    visit.ask(Kind::HostName, async { hostname(roots, &order.hostname) }).await;
+    visit.ask(Kind::RunningImage, async { image(order.manifest) }).await;
+    visit.ask(Kind::BootDisk, async { disk(roots) }).await;
+    visit.ask(Kind::PartitionsGrown, async { partitions_grown(roots) }).await;
+    visit.ask(Kind::RootGrown, async { root_grown(roots) }).await;
+    visit.ask(Kind::DefaultRoute, async { default_route(roots) }).await;
+    visit.ask(Kind::ClockOffset, clock(agent)).await;
 }
 
 async fn boot_finished() -> Result<Found> {
+    let start = Instant::now();
     // "degraded" is finished too: the failed units are the next check's.
     let output = tool::run("systemctl", &["is-system-running", "--wait"], BOOT).await?;
-    let state = output.stdout.trim().to_owned();
-    Ok(Found::when(matches!(state.as_str(), "running" | "degraded"), state))
+    Ok(match output.stdout.trim() {
+        state @ ("running" | "degraded") => Found::Value(start.elapsed().as_secs_f64(), state.to_owned()),
+        state => Found::bad(said(state)),
+    })
 }
 
 async fn services() -> Result<Found> {
@@ -99,8 +71,8 @@ fn hostname(roots: &Roots, expected: &Hostname) -> Result<Found> {
 
 fn installed() -> Result<Installed> {
     let failed = || format!("{INSTALLED_FILE} cannot be read");
-    let bytes = std::fs::read(INSTALLED_FILE).or_fail(Kind::NotFound, "host.record", failed)?;
-    serde_json::from_slice(&bytes).or_fail(Kind::Refused, "host.record", failed)
+    let bytes = std::fs::read(INSTALLED_FILE).or_fail(Fault::NotFound, "host.record", failed)?;
+    serde_json::from_slice(&bytes).or_fail(Fault::Refused, "host.record", failed)
 }
 
 fn image(expected: Digest) -> Result<Found> {
@@ -117,19 +89,26 @@ fn disk(roots: &Roots) -> Result<Found> {
     Ok(Found::when(same, format!("{} ({serial}, {} bytes)", root.name, root.size_bytes)))
 }
 
-fn grown(roots: &Roots) -> Result<Found> {
+fn partitions_grown(roots: &Roots) -> Result<Found> {
     let root = root_disk(roots)?;
-    let part = root_partition(roots)?;
-    let sectors = |dir: &Path| text(&dir.join("size")).ok().and_then(|s| s.parse::<u64>().ok()).unwrap_or(0);
     let dir = roots.sys.join("block").join(&root.name);
     let parts = std::fs::read_dir(&dir).into_iter().flatten().flatten().map(|e| e.path());
     let in_partitions: u64 = parts.filter(|p| p.join("partition").exists()).map(|p| sectors(&p) * 512).sum();
+    let percent = share(in_partitions, root.size_bytes) * 100.0;
+    Ok(Found::Value(percent, format!("{percent:.0} % of {}", root.name)))
+}
+
+fn root_grown(roots: &Roots) -> Result<Found> {
+    let part = root_partition(roots)?;
     let usage =
-        rustix::fs::statvfs("/").or_fail(Kind::Internal, "host.root", || "the root file system does not answer")?;
-    let of_disk = share(in_partitions, root.size_bytes);
-    let of_root = share(usage.f_blocks.saturating_mul(usage.f_frsize), sectors(&part) * 512);
-    let found = format!("partitions {:.0} % of the disk, root {:.0} % of its own", of_disk * 100.0, of_root * 100.0);
-    Ok(Found::when(of_disk > DISK_SHARE && of_root > ROOT_SHARE, found))
+        rustix::fs::statvfs("/").or_fail(Fault::Internal, "host.root", || "the root file system does not answer")?;
+    let percent = share(usage.f_blocks.saturating_mul(usage.f_frsize), sectors(&part) * 512) * 100.0;
+    Ok(Found::Value(percent, format!("{percent:.0} % of its partition")))
+}
+
+/// Of a folder in /sys that is a disk or a partition; 0 where it does not say.
+fn sectors(dir: &Path) -> u64 {
+    text(&dir.join("size")).ok().and_then(|s| s.parse().ok()).unwrap_or(0)
 }
 
 fn share(part: u64, whole: u64) -> f64 {
@@ -139,10 +118,10 @@ fn share(part: u64, whole: u64) -> f64 {
 /// The folder in /sys of the partition that `/` is on.
 fn root_partition(roots: &Roots) -> Result<PathBuf> {
     let unknown = || "the device of the root file system is not known to the kernel as a disk's partition";
-    let number = rustix::fs::stat("/").or_fail(Kind::Internal, "host.root", unknown)?.st_dev;
+    let number = rustix::fs::stat("/").or_fail(Fault::Internal, "host.root", unknown)?.st_dev;
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
     let path = roots.sys.join(format!("dev/block/{major}:{minor}"));
-    let path = std::fs::canonicalize(path).or_fail(Kind::Refused, "host.root", unknown)?;
+    let path = std::fs::canonicalize(path).or_fail(Fault::Refused, "host.root", unknown)?;
     match path.join("partition").exists() {
         true => Ok(path),
         false => Err(Error::refused("host.root", unknown())),
@@ -186,12 +165,12 @@ fn route_v6(table: &str) -> Option<String> {
 
 async fn clock(agent: &Agent) -> Result<Found> {
     let offset = agent.appliance.clock_offset().await?;
-    Ok(Found::when(offset.abs() < CLOCK, format!("{offset:+.1} s")))
+    Ok(Found::Value(offset.abs(), format!("{offset:+.1} s")))
 }
 
 fn text(path: &Path) -> Result<String> {
     let failed = || format!("{} cannot be read", path.display());
-    Ok(std::fs::read_to_string(path).or_fail(Kind::Internal, "host.read", failed)?.trim().to_owned())
+    Ok(std::fs::read_to_string(path).or_fail(Fault::Internal, "host.read", failed)?.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::agent::roots::Roots;
-use crate::agent::tool;
+use crate::agent::{blocking, tool};
 use crate::error::{Error, Result};
 use crate::machine::{Cpu, Disk, Firmware, InBandBmc, Inventory, MacAddr, Neighbour, Serial, System};
 
@@ -104,6 +104,18 @@ impl Begun {
         inventory.seconds = (spent + waited + start.elapsed()).as_secs_f64();
         Ok(inventory)
     }
+}
+
+/// All of it in the RAM system, where nothing else is to be done meanwhile.
+pub async fn take(roots: &Roots, bmc: Option<InBandBmc>) -> Result<Inventory> {
+    let begin = {
+        let roots = roots.clone();
+        blocking(move || Begun::begin(&roots, bmc, true))
+    };
+    let begun = begin.await?;
+    let start = Instant::now();
+    let answers = drives(roots, &begun.inventory.disks).await;
+    begun.finish(roots, answers, start.elapsed()).await
 }
 
 /// What an lldpd that runs here has heard. Where there is none, nothing is missing: in RAM the agent listens itself.

@@ -119,7 +119,7 @@ fn missing(row: &bom::Memory, memory: &Memory, count: usize) -> Option<Vec<Strin
         .iter()
         .flat_map(|(bank, places)| places.iter().map(|(place, name)| (score(bank, *place), name.to_string())))
         .collect();
-    vacant.sort_by(|a, b| b.0.cmp(&a.0));
+    vacant.sort_by_key(|slot| std::cmp::Reverse(slot.0));
     let last = vacant.get(count.checked_sub(1)?)?.0;
     let next = vacant.get(count).map(|candidate| candidate.0);
     // As many others fit as well: nobody can say.

@@ -152,7 +152,10 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
             return Ok(true);
         }
         Event::Due { .. } if turn.machine.deadline.is_none_or(|at| turn.now < at) => return Err(Refused::Nothing),
-        Event::Reported { outcome: Outcome::Failed(problem), .. } => {
+        // A delivered host is in use, whatever becomes of a look at it.
+        Event::Reported { outcome: Outcome::Failed(problem), .. }
+            if !matches!(turn.machine.state, State::Delivered { .. }) =>
+        {
             turn.broken(problem.clone());
             return Ok(true);
         }
@@ -289,6 +292,9 @@ fn unwelcome(turn: &Turn, event: &Event) -> Result<(), Refused> {
         Event::Due { .. } => Err(Refused::Nothing),
         Event::Reported { .. } => Err(Refused::Stale),
         Event::Ordered(_) => Err(Refused::state(format!("it is {state}: release it first"))),
+        Event::CheckRequested => {
+            Err(Refused::state(format!("it is {state}: only delivered hosts are checked on demand")))
+        }
         Event::ReleaseRequested => Err(Refused::state(format!("it is {state}: there is nothing to release"))),
         Event::RetryRequested => Err(Refused::state(format!("it is {state}, not broken: there is nothing to retry"))),
         other => Err(Refused::state(format!("{} does not fit a machine that is {state}", other.kind()))),

@@ -13,6 +13,7 @@ use crate::link::{Mode, Outcome};
 pub fn start(turn: &mut Turn) {
     turn.enter(State::Releasing);
     turn.machine.order = None;
+    turn.machine.recheck = None;
     turn.network_boot();
     turn.expect_within(POST + AGENT_BOOT);
 }

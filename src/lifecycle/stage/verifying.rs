@@ -12,19 +12,20 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
     match event {
         Event::Hello { mode: Mode::Resident, .. } => turn.expect_within(VERIFY),
         Event::Reported { outcome: Outcome::Checked { checks, measured }, .. } => {
-            let Some(role) = turn.machine.order.as_ref().map(|o| o.role.clone()) else {
+            let Some(order) = &turn.machine.order else {
                 return Err(Refused::state("there is no order to verify"));
             };
+            let passing = PassingChecks::of(&order.role, &order.setup.checks, checks);
             turn.machine.checks.clone_from(checks);
             turn.machine.measured.extend(measured.iter().cloned());
-            match PassingChecks::of(&role, checks) {
+            match passing {
                 Ok(_) => turn.act(Action::SignPassport),
                 Err(cause) => turn.broken(cause),
             }
         }
         Event::PassportSigned { passport } => {
-            let role = turn.machine.order.as_ref().map(|o| &o.role);
-            let checks = role.map(|role| PassingChecks::of(role, &turn.machine.checks));
+            let order = turn.machine.order.as_ref();
+            let checks = order.map(|o| PassingChecks::of(&o.role, &o.setup.checks, &turn.machine.checks));
             match checks {
                 Some(Ok(checks)) => turn.enter(State::Delivered { checks, passport: passport.clone() }),
                 Some(Err(cause)) => turn.broken(cause),
