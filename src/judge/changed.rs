@@ -339,6 +339,7 @@ mod tests {
             class: 0x0302,
             name: Some("A100".into()),
             driver: None,
+            slot: None,
             numa: None,
             link: None,
             capable: None,
