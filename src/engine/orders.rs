@@ -56,11 +56,9 @@ impl Engine {
     /// What is declared for its roles; of a host in use only what does not disturb it.
     fn asked(&self, machine: &Machine, ordered: &Ordered) -> Vec<Declared> {
         let site = &self.inner.site;
-        let facts = check::Facts {
-            hostname: &ordered.hostname,
-            manifest: ordered.manifest,
-            kernel_floor: &site.seed.kernel_floor,
-        };
+        let kernel_floor = ordered.setup.kernel_floor(&site.seed.kernel_floor);
+        let facts =
+            check::Facts { hostname: &ordered.hostname, manifest: ordered.manifest, kernel_floor: &kernel_floor };
         site.checks.asks(&ordered.role, &facts, matches!(machine.state, State::Delivered { .. }))
     }
 
