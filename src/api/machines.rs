@@ -123,6 +123,7 @@ pub async fn deploy(
         return Err(Error::input("order.keys", "an SSH key is not one line, or there are too many").into());
     }
     let template = s.roles.of(&request.role)?;
+    s.engine.declared(&template.setup.checks)?;
     let image = request.image.unwrap_or(template.image);
     let catalogue = s.library.current();
     let found = catalogue.resolve(&image)?;

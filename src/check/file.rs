@@ -311,6 +311,14 @@ at-most = "10"
     }
 
     #[test]
+    fn the_example_of_the_documentation_is_valid() {
+        let page = include_str!("../../docs/checks.md");
+        let example = page.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let set = read(example).unwrap();
+        assert_eq!(set.len(), Set::built_in().iter().count() + 2);
+    }
+
+    #[test]
     fn faults_name_file_line_and_key() {
         let change = |lines: &str| format!("[[change]]\nid = \"docker.container\"\nreason = \"slow\"\n{lines}\n");
         for (text, line, parts) in [

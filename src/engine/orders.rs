@@ -41,14 +41,24 @@ impl Engine {
         Ok(Issued { number: machine.number, order })
     }
 
+    /// A host that has to show what nobody can look at would never be handed off.
+    pub fn declared(&self, ids: &[String]) -> Result<()> {
+        let known = |id: &&String| self.inner.site.checks.iter().any(|declared| declared.id == **id);
+        match ids.iter().find(|id| !known(id)) {
+            None => Ok(()),
+            Some(id) => {
+                Err(Error::input("order.checks", format!("the role asks for the check {id}, which nobody declares"))
+                    .hint("declare it in the folder of `[host] checks`, or take it out of the role's template"))
+            }
+        }
+    }
+
     /// What is declared for its roles; of a host in use only what does not disturb it.
     fn asked(&self, machine: &Machine, ordered: &Ordered) -> Vec<Declared> {
         let site = &self.inner.site;
-        let facts = check::Facts {
-            hostname: &ordered.hostname,
-            manifest: ordered.manifest,
-            kernel_floor: &site.seed.kernel_floor,
-        };
+        let kernel_floor = ordered.setup.kernel_floor(&site.seed.kernel_floor);
+        let facts =
+            check::Facts { hostname: &ordered.hostname, manifest: ordered.manifest, kernel_floor: &kernel_floor };
         site.checks.asks(&ordered.role, &facts, matches!(machine.state, State::Delivered { .. }))
     }
 

@@ -8,6 +8,7 @@ use super::passport::Signed;
 use crate::error::{Kind, OrFail, Result};
 use crate::lifecycle::Millis;
 use crate::lifecycle::passport::Passport;
+use crate::link::Check;
 use crate::machine::{Dimm, Disk, Inventory, Serial};
 
 #[derive(Template)]
@@ -77,7 +78,12 @@ fn page(signed: &Signed, p: Passport) -> Page {
             .map(|c| CheckRow { id: c.id.clone(), found: c.found.clone(), seconds: format!("{:.1} s", c.seconds) })
             .collect(),
         measured: p.measured.iter().map(|m| (m.name.clone(), format!("{} {}", Short(m.value), m.unit))).collect(),
-        findings: p.findings.iter().map(|f| format!("{}: {f}", f.severity)).collect(),
+        findings: p
+            .findings
+            .iter()
+            .map(|f| format!("{}: {f}", f.severity))
+            .chain(p.checks.iter().filter_map(warned))
+            .collect(),
         erased: erased(&p),
         times: times.join(", "),
         key: signed.key().to_string(),
@@ -85,6 +91,11 @@ fn page(signed: &Signed, p: Passport) -> Page {
         signature: signed.signature(),
         version: p.version,
     }
+}
+
+/// A check that was not as it should be, and holds no host back.
+fn warned(c: &Check) -> Option<String> {
+    c.failed().then(|| format!("{}: {}: expected {}, found {}", c.severity, c.id, c.expected, c.found))
 }
 
 /// Four significant digits, as many as a measurement has.

@@ -249,15 +249,16 @@ pub mod tests {
                 seconds: 3.25,
             }],
         });
-        let ids = crate::lifecycle::passport::HOST_CHECKS.iter().chain(crate::lifecycle::passport::role_checks(role));
-        machine.checks = ids
-            .map(|id| Check {
-                id: (*id).into(),
+        let roles = role.into();
+        machine.checks = crate::check::Set::built_in()
+            .of(&roles)
+            .map(|declared| Check {
+                id: declared.id.clone(),
                 passed: true,
                 expected: "as ordered".into(),
-                found: format!("{id} as ordered, measured 6.1.0-41"),
+                found: format!("{} as ordered, measured 6.1.0-41", declared.id),
                 seconds: 1.0 / 3.0,
-                hint: None,
+                ..Check::default()
             })
             .collect();
         let measured =

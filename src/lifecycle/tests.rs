@@ -331,7 +331,7 @@ fn a_warning_is_noted_in_the_passport_and_a_skipped_check_holds_nothing_back() {
     }
     talk.report(Outcome::Checked { checks, measured }).unwrap();
     assert_eq!(talk.actions.last(), Some(&Action::SignPassport));
-    let passport = passport::Passport::of(&talk.machine, talk.now).unwrap();
+    let passport = passport::Passport::of(&talk.machine, Default::default(), talk.now).unwrap();
     let bridge = passport.checks.iter().find(|c| c.id == "kvm.bridge").unwrap();
     assert!(!bridge.passed && bridge.severity == Severity::Warning);
 }

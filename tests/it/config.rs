@@ -43,6 +43,17 @@ fn wrong_configuration_is_named() {
     assert!(spoil("machine = \"kvm-17\"\n", "").contains("either machine or mac"));
 }
 
+/// The roles that are built in ask for checks that are built in.
+#[test]
+fn roles_ask_for_checks_that_there_are() {
+    let roles = rackline::role::Templates::new(None);
+    for role in rackline::machine::Role::ALL {
+        for id in &roles.of(&role.into()).unwrap().setup.checks {
+            assert!(rackline::check::Set::built_in().iter().any(|declared| declared.id == *id), "{role}: {id}");
+        }
+    }
+}
+
 #[test]
 fn a_boot_script_of_the_site_is_tried_when_the_configuration_is_loaded() {
     let dir = tempfile::tempdir().unwrap();

@@ -27,7 +27,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("firmware", &["bmc", "lifecycle"]),
     ("image", &[]),
     ("swarm", &["count", "image", "link"]),
-    ("handoff", &["image", "lifecycle", "link"]),
+    ("handoff", &["check", "image", "lifecycle", "link"]),
     ("agent", &["check", "image", "ipmi", "link", "role", "swarm"]),
     ("engine", &["bmc", "boot", "check", "firmware", "handoff", "image", "judge", "lifecycle", "link", "outlet", "role", "store", "template"]),
     ("api", &["bmc", "boot", "engine", "firmware", "httpd", "image", "judge", "lifecycle", "link", "role", "swarm"]),

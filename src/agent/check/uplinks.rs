@@ -162,6 +162,22 @@ mod tests {
     }
 
     #[test]
+    fn what_open_vswitch_writes_is_read() {
+        let table = |name: &str| {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ovs").join(name);
+            std::fs::read_to_string(path).unwrap()
+        };
+        let mut bridges = read(&table("bridge.json"), &table("port.json"), &table("interface.json")).unwrap();
+        assert_eq!(errors(&bridges), Found::Good("3 bridges, 8 interfaces, none in error".into()));
+        let out = |name: &str| name.starts_with("eth");
+        assert_eq!(judge(&bridges, out), Found::bad("bridge br-alone has no uplink, and no other port"));
+        bridges.retain(|b| b.name != "br-alone");
+        assert!(matches!(judge(&bridges, out), Found::Good(found) if found.contains("br-ex by eth1")));
+        let found = judge(&bridges, |name| name == "eth2");
+        assert_eq!(found, Found::bad("bridge br-ex has no uplink, only eth1, vnet0"));
+    }
+
+    #[test]
     fn what_the_kernel_refused_is_told() {
         let (errors, _) =
             found(r#"[["uuid","i2"],"eth9","","down","could not open network device eth9 (No such device)"]"#);
