@@ -169,11 +169,16 @@ pub fn bootstrap(
 
 /// A root directory that has its parent's content becomes that of the recipe.
 pub fn extend(tools: &Tools, recipe: &Recipe, sources: &Sources, root: &Path, debs: &Path, work: &Path) -> Result<()> {
-    tools.step("installing packages")?;
-    let files = work.join("files");
+    let files = work.join(format!("files-{}", recipe.name));
     stage_files(recipe, &files)?;
     let mut copy = Command::new("cp");
     tools.run("coreutils", copy.args(["-R", "--preserve=mode,links", "--"]).arg(files.join(".")).arg(root))?;
+    install(tools, recipe, sources, root, debs, work)
+}
+
+/// Only packages, scripts and units: what a RAM system takes its programs from.
+pub fn install(tools: &Tools, recipe: &Recipe, sources: &Sources, root: &Path, debs: &Path, work: &Path) -> Result<()> {
+    tools.step("installing packages")?;
     inside(tools, recipe, sources, root, debs, work, &recipe.packages)
 }
 
