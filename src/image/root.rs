@@ -56,6 +56,24 @@ impl Sources {
     }
 }
 
+impl Sources {
+    /// For a root that others made: apt takes from it neither sources, keys nor settings, which may name programs that it
+    /// runs on this machine.
+    pub fn alone(&mut self, work: &Path) -> Result<()> {
+        let path = work.join("sources.list");
+        write(&path, &(self.lines.join("\n") + "\n"))?;
+        self.settings.push_str(&format!(
+            "Dir::Etc::sourcelist \"{}\";\nDir::Etc::trusted \"/etc/apt/trusted.gpg\";\n\
+             Dir::Etc::trustedparts \"/etc/apt/trusted.gpg.d/\";\n",
+            path.display()
+        ));
+        for part in ["main", "parts", "sourceparts", "preferences", "preferencesparts"] {
+            self.settings.push_str(&format!("Dir::Etc::{part} \"/dev/null\";\n"));
+        }
+        Ok(())
+    }
+}
+
 /// The entries of this machine for the suite and its updates; Debian's own mirror where there are none.
 fn host_sources(etc: &Path, suite: &str) -> Vec<String> {
     let mut files = vec![etc.join("sources.list")];
