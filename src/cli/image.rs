@@ -38,7 +38,7 @@ enum Command {
         /// Recipes by name.
         #[arg(required_unless_present = "all")]
         names: Vec<String>,
-        /// Every recipe.
+        /// Every recipe, except combinations of others.
         #[arg(long, conflicts_with = "names")]
         all: bool,
         /// The folder of recipes.
@@ -56,7 +56,8 @@ enum Command {
     },
     /// Print the packages that an image was built from, for `build --snapshot`.
     Snapshot { image: String },
-    /// Take in an image that others built: a disk image (raw, qcow2, VMDK, VHDX, VHD; raw also as .zst, .gz, .xz).
+    /// Take in an image that others built: a disk image (raw, qcow2, VMDK, VHDX, VHD; raw also as .zst, .gz, .xz), or a
+    /// container.
     Import(import::Args),
     /// Say what may go wrong with an image on our machines.
     Lint(import::LintArgs),
@@ -118,7 +119,8 @@ pub async fn until_stopped<T: Send + 'static>(
 fn buildable(recipes: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for name in recipe::names(recipes) {
-        if Recipe::load(recipes, &name)?.shape != Shape::Layer {
+        let recipe = Recipe::load(recipes, &name)?;
+        if recipe.shape != Shape::Layer && recipe.parts.is_empty() {
             names.push(name);
         }
     }

@@ -14,14 +14,14 @@ use crate::image::inspect::System;
 use crate::image::inspect::disk::Disk;
 use crate::image::lint::{self, Expected, Finding, Level};
 use crate::image::recipe::Recipe;
-use crate::image::{Cache, Catalogue, container};
+use crate::image::{Cache, Catalogue, adopt, build, container, userns};
 use crate::machine::Role;
 
 #[derive(clap::Args)]
 pub struct Args {
     /// The file; what it is, is told from its content.
     file: PathBuf,
-    /// A disk image, or a container for the image of a recipe to bring along.
+    /// What it becomes.
     #[arg(long = "as", value_enum, default_value = "disk")]
     kind: As,
     /// Its name in the catalogue; a container's, with its tag, is also found in the archive.
@@ -30,9 +30,12 @@ pub struct Args {
     /// The recipe whose image brings the container along.
     #[arg(long, value_name = "RECIPE", default_value = "docker")]
     into: String,
-    /// The folder of recipes.
+    /// The folder of recipes; `base` says what makes a host of a container.
     #[arg(long, default_value = "images", value_name = "DIR")]
     recipes: PathBuf,
+    /// Package mirror for a bootable container, instead of those of this machine.
+    #[arg(long, value_name = "URL")]
+    mirror: Option<String>,
     /// What machines with it are for; several with commas.
     #[arg(long = "role", value_delimiter = ',')]
     roles: Vec<Role>,
@@ -48,8 +51,11 @@ pub struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum As {
+    /// An image that machines boot: of a disk image, or of a container (`docker save` or an OCI layout) that holds Debian with
+    /// apt. Kernel, boot loader, cloud-init, network and SSH are added from the mirror; environment and command are left
+    /// out. The container's programs run as root during the build.
     Disk,
-    /// `docker save` or an OCI layout: its layers become one.
+    /// A container that the image of a recipe brings along: its layers become one.
     Container,
 }
 
@@ -82,6 +88,9 @@ fn size(text: &str) -> std::result::Result<u64, String> {
 pub async fn run(cache: Cache, args: Args, json: bool) -> Result<()> {
     if args.kind == As::Container {
         return preload(cache, args, json).await;
+    }
+    if container::is_archive(&args.file) {
+        return adopt_container(cache, args, json).await;
     }
     let expected = fleet::expected(&args.fleet, args.smallest_disk).await;
     let begin = Instant::now();
@@ -121,6 +130,52 @@ pub async fn run(cache: Cache, args: Args, json: bool) -> Result<()> {
             m.data_size >> 20,
             m.disk_size >> 20,
             begin.elapsed().as_secs_f64()
+        )
+    });
+    Ok(())
+}
+
+async fn adopt_container(cache: Cache, args: Args, json: bool) -> Result<()> {
+    userns::become_root()?;
+    let begin = Instant::now();
+    let adopted = until_stopped(move |stop| {
+        let key = cache.signing_key()?;
+        let shown = Shown::new(stop);
+        let build = build::Options {
+            recipes: &args.recipes,
+            name: args.name.as_deref().unwrap_or_default(),
+            cache: &cache,
+            key: &key,
+            mirror: args.mirror.as_deref(),
+            refresh: true,
+            snapshot: None,
+        };
+        let options = adopt::Options { source: &args.file, roles: &args.roles, limit: container::LIMIT, build };
+        let adopted = adopt::adopt(&options, &shown);
+        shown.bar.finish_and_clear();
+        adopted
+    })
+    .await?;
+    let (m, seconds) = (&adopted.entry.manifest, begin.elapsed().as_secs_f64());
+    let view = json!({
+        "image": adopted.entry.name(), "manifest": adopted.entry.digest, "system": adopted.system,
+        "layers": adopted.layers, "left_out": adopted.left_out, "disk_bytes": m.disk_size, "data_bytes": m.data_size,
+        "firmware": m.firmware, "kernel": m.boot.release, "seconds": seconds,
+    });
+    show::print(json, &view, || {
+        let left_out = match adopted.left_out.is_empty() {
+            true => String::new(),
+            false => format!("left out, since it means nothing to a host: {}\n", adopted.left_out.join(", ")),
+        };
+        let name = adopted.entry.name();
+        format!(
+            "{name} from a container of {} layers with {}: kernel {}, {} MiB for a disk of {} MiB ({seconds:.1} s)\n\
+             {left_out}try it: rackline image test {name}",
+            adopted.layers,
+            adopted.system,
+            m.boot.release,
+            m.data_size >> 20,
+            m.disk_size >> 20,
         )
     });
     Ok(())

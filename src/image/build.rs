@@ -10,7 +10,7 @@ use rustix::fs::Mode;
 use super::cache::Cache;
 use super::catalogue::{Catalogue, Entry};
 use super::container;
-use super::disk::{self, Kernel};
+use super::disk::{Kernel, ROOT_LABEL, assemble, command_line};
 use super::manifest::Boot;
 use super::publish::{Draft, publish};
 use super::ram::{self, RamSystem};
@@ -87,9 +87,14 @@ impl Builder<'_> {
         let work = self.options.cache.work(&recipe.name)?;
         match (&recipe.ram, &parent) {
             (Some(ram), Some(parent)) => {
-                let out = work.path().join("out");
+                let (out, root) = (work.path().join("out"), work.path().join("root"));
                 fs::create_dir(&out).map_err(|e| super::disk_full(e, "making the RAM system"))?;
-                ram::build(&tools, recipe, ram, parent, &out, work.path())?;
+                // No snapshot of an image lists the packages of the RAM system: they are the newest.
+                let sources = Sources::find(&tools, &recipe.suite, self.options.mirror)?;
+                let debs = self.options.cache.folder("debs")?;
+                copy_of(&tools, parent, &root)?;
+                root::install(&tools, recipe, &sources, &root, &debs, work.path()).map_err(|e| recipe.locate(e))?;
+                ram::build(&tools, recipe, ram, &root, &out, work.path())?;
                 let target = self.ram_folder(recipe)?;
                 self.options.cache.publish(&out, &target)?;
                 RamSystem::open(&target).map(Built::Ram)
@@ -143,10 +148,10 @@ impl Builder<'_> {
         match parent {
             None => root::bootstrap(tools, recipe, &sources, &root, &debs, work).map_err(|e| recipe.locate(e))?,
             Some(parent) => {
-                tools.step("copying the layer beneath")?;
-                let mut copy = Command::new("cp");
-                tools.run("coreutils", copy.args(["-a", "--reflink=auto", "--"]).arg(parent).arg(&root))?;
-                root::extend(tools, recipe, &sources, &root, &debs, work).map_err(|e| recipe.locate(e))?;
+                copy_of(tools, parent, &root)?;
+                for recipe in recipe.parts.iter().chain([recipe]) {
+                    root::extend(tools, recipe, &sources, &root, &debs, work).map_err(|e| recipe.locate(e))?;
+                }
             }
         }
         if let Some(snapshot) = self.options.snapshot {
@@ -157,25 +162,42 @@ impl Builder<'_> {
             self.options.cache.publish(&root, &target)?;
             return Ok(Built::Layer(target));
         }
-        self.disk(tools, recipe, &root, parent, work)
-    }
-
-    fn disk(&self, tools: &Tools, recipe: &Recipe, root: &Path, parent: Option<&Path>, work: &Path) -> Result<Built> {
-        let epoch = match self.options.snapshot {
-            Some(snapshot) => snapshot.epoch,
-            None => root::epoch(root)?,
-        };
-        root::finish(tools, root, epoch)?;
-        let snapshot = Snapshot { epoch, packages: Snapshot::installed(tools, root)? };
-        let kernel = Kernel::find(root)?;
-        let raw = work.join("disk.raw");
-        let roots: Vec<&Path> = parent.into_iter().chain([root]).collect();
-        let size = disk::assemble(tools, &roots, &raw, &recipe.disk, recipe.key, epoch, work)?;
-
-        let draft = draft(recipe, &kernel, &snapshot);
-        let entry = publish(tools, self.options.cache, self.options.key, &raw, size, draft, work)?;
+        let entry = disk(self.options, tools, recipe, &root, parent, work, BTreeMap::new())?;
         Ok(Built::Disk(Box::new(entry)))
     }
+}
+
+/// The published image of a root directory that has all that the recipe says. `parent` is the layer that it began with,
+/// `labels` more words for its manifest.
+pub fn disk(
+    options: &Options,
+    tools: &Tools,
+    recipe: &Recipe,
+    root: &Path,
+    parent: Option<&Path>,
+    work: &Path,
+    labels: BTreeMap<String, String>,
+) -> Result<Entry> {
+    let epoch = match options.snapshot {
+        Some(snapshot) => snapshot.epoch,
+        None => root::epoch(root)?,
+    };
+    root::finish(tools, root, epoch)?;
+    let snapshot = Snapshot { epoch, packages: Snapshot::installed(tools, root)? };
+    let kernel = Kernel::find(root)?;
+    let raw = work.join("disk.raw");
+    let roots: Vec<&Path> = parent.into_iter().chain([root]).collect();
+    let size = assemble(tools, &roots, &raw, &recipe.disk, recipe.key, epoch, work)?;
+
+    let mut draft = draft(recipe, &kernel, &snapshot);
+    draft.labels.extend(labels);
+    publish(tools, options.cache, options.key, &raw, size, draft, work)
+}
+
+fn copy_of(tools: &Tools, layer: &Path, root: &Path) -> Result<()> {
+    tools.step("copying the layer beneath")?;
+    let mut copy = Command::new("cp");
+    tools.run("coreutils", copy.args(["-a", "--reflink=auto", "--"]).arg(layer).arg(root))
 }
 
 fn draft(recipe: &Recipe, kernel: &Kernel, snapshot: &Snapshot) -> Draft {
@@ -186,11 +208,11 @@ fn draft(recipe: &Recipe, kernel: &Kernel, snapshot: &Snapshot) -> Draft {
         roles: recipe.roles.clone(),
         firmware: vec![Firmware::Bios, Firmware::Uefi],
         boot: Boot {
-            root_label: disk::ROOT_LABEL.into(),
+            root_label: ROOT_LABEL.into(),
             release: kernel.release.clone(),
             kernel: kernel.image(),
             initrd: kernel.initrd(),
-            command_line: disk::command_line(&recipe.disk),
+            command_line: command_line(&recipe.disk),
         },
         labels: BTreeMap::from([
             ("suite".into(), recipe.suite.clone()),

@@ -3,7 +3,7 @@
 //! [`manifest`], [`chunk`] and [`sign`] are the format and what the agent needs of it; the others run on the appliance.
 //! A build goes [`recipe`] → [`root`] (packages in a directory) → [`disk`] (a raw disk) → [`publish`] (compressed, signed) →
 //! [`catalogue`]; what others built goes [`import`] → [`inspect`] → [`publish`]; the agent's own system goes [`recipe`] →
-//! [`ram`].
+//! [`ram`]; a container goes [`container`] → [`adopt`] → [`disk`].
 
 pub mod chunk;
 pub mod manifest;
@@ -20,6 +20,7 @@ pub mod build;
 pub mod lint;
 pub mod import;
 pub mod container;
+pub mod adopt;
 pub mod ram;
 pub mod snapshot;
 pub mod proof;

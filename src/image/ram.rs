@@ -1,4 +1,4 @@
-//! The RAM system: Debian's kernel and an initramfs with busybox, drivers and the agent.
+//! The RAM system: Debian's kernel and an initramfs with busybox, drivers, tools with their libraries, and the agent.
 //!
 //! The initramfs has two parts, each a compressed cpio archive of its own, which Linux unpacks one after the other: the
 //! system by recipe, made seldom, and the agent's binary, which changes with every version of ours.
@@ -61,17 +61,17 @@ impl RamSystem {
     }
 }
 
-/// Builds into the folder `out`, from the root directory of the parent recipe.
-pub fn build(tools: &Tools, recipe: &Recipe, ram: &Ram, parent: &Path, out: &Path, work: &Path) -> Result<()> {
+/// Builds into the folder `out`, from a root directory with the recipe's packages.
+pub fn build(tools: &Tools, recipe: &Recipe, ram: &Ram, root: &Path, out: &Path, work: &Path) -> Result<()> {
     let failed = |e| super::disk_full(e, "making the RAM system");
-    let kernel = Kernel::find(parent)?;
+    let kernel = Kernel::find(root)?;
     let stage = work.join("stage");
     tools.step("choosing drivers")?;
     for folder in ["bin", "dev", "etc", "proc", "run", "sys", "tmp", "var", "root", "mnt"] {
         fs::create_dir_all(stage.join(folder)).map_err(failed)?;
     }
-    copy_modules(tools, &kernel.release, &ram.modules, parent, &stage)?;
-    copy_programs(ram, parent, &stage)?;
+    copy_modules(tools, &kernel.release, &ram.modules, root, &stage)?;
+    copy_programs(tools, ram, root, &stage)?;
     let mut copy = Command::new("cp");
     copy.args(["-R", "--preserve=mode,links", "--"]).arg(recipe.folder.join("files/.")).arg(&stage);
     tools.run("coreutils", &mut copy)?;
@@ -86,7 +86,7 @@ pub fn build(tools: &Tools, recipe: &Recipe, ram: &Ram, parent: &Path, out: &Pat
     archive().map_err(failed)?;
     let mut zstd = Command::new("zstd");
     tools.run("zstd", zstd.args(["-q", "-19", "-T0", "-f", "-o"]).arg(out.join("base.zst")).arg(&cpio))?;
-    fs::copy(parent.join(kernel.image().trim_start_matches('/')), out.join("vmlinuz")).map_err(failed)?;
+    fs::copy(root.join(kernel.image().trim_start_matches('/')), out.join("vmlinuz")).map_err(failed)?;
     local_efi(tools, &out.join("local.efi"), work)?;
     fs::write(out.join("kernel"), kernel.release + "\n").map_err(failed)
 }
@@ -103,7 +103,7 @@ fn copy_modules(tools: &Tools, release: &str, modules: &[String], parent: &Path,
                 .hint("correct the name under [ram] modules in recipe.toml")
                 .because(e)
         })?;
-        paths.extend(shown.lines().filter_map(|l| l.strip_prefix("insmod ")).map(|l| PathBuf::from(l.trim())));
+        paths.extend(shown.lines().filter_map(module_path));
     }
     let folder = Path::new("lib/modules").join(release);
     let parent_modules = parent.join("usr").join(&folder);
@@ -128,15 +128,80 @@ fn copy_modules(tools: &Tools, release: &str, modules: &[String], parent: &Path,
     Ok(())
 }
 
-fn copy_programs(ram: &Ram, parent: &Path, stage: &Path) -> Result<()> {
+/// Lines are `insmod /path/to/name.ko`, options behind it, and `builtin name`.
+fn module_path(line: &str) -> Option<PathBuf> {
+    let path = line.strip_prefix("insmod ")?;
+    Some(path.find(".ko ").map_or(path.trim(), |end| &path[..end + 3]).into())
+}
+
+/// Programs go to `/bin`, the only folder of the search path; data and libraries to where programs look for them.
+fn copy_programs(tools: &Tools, ram: &Ram, root: &Path, stage: &Path) -> Result<()> {
+    let mut copies = BTreeSet::new();
     for program in &ram.programs {
-        let within = program.trim_start_matches('/');
-        let target = stage.join("bin").join(Path::new(within).file_name().unwrap_or_default());
-        fs::copy(parent.join(within), &target).or_fail(Kind::Config, "image.program", || {
-            format!("the layer beneath has no {program}, which the RAM system wants")
-        })?;
+        let from = root.join(program.trim_start_matches('/'));
+        let lacks = || format!("the packages of the RAM system have no {program}, which it wants");
+        let wants_loader = interpreter(&from).or_fail(Kind::Config, "image.program", lacks)?;
+        let name = Path::new(program).file_name().unwrap_or_default();
+        copies.insert((from, stage.join("bin").join(name)));
+        if let Some(loader) = wants_loader {
+            for library in libraries(tools, root, &loader, program)?.into_iter().chain([loader]) {
+                let within = library.trim_start_matches('/');
+                copies.insert((root.join(within), stage.join(within)));
+            }
+        }
+    }
+    for file in &ram.files {
+        let within = file.trim_start_matches('/');
+        copies.insert((root.join(within), stage.join(within)));
+    }
+    for (from, to) in copies {
+        let lacks = || format!("the packages of the RAM system have no {}, which it wants", from.display());
+        to.parent().map_or(Ok(()), fs::create_dir_all).map_err(|e| super::disk_full(e, "copying programs"))?;
+        // Links are followed: a library's name of one version, `lvm` under its other names.
+        fs::copy(&from, &to).or_fail(Kind::Config, "image.program", lacks)?;
     }
     Ok(())
+}
+
+/// What starts the program, as ELF's segment of type INTERP says (System V ABI, chapter 5); none if it is static.
+fn interpreter(program: &Path) -> io::Result<Option<String>> {
+    const INTERP: u64 = 3;
+    let bytes = fs::read(program)?;
+    let number = |at: u64, len: u64| -> u64 {
+        let range = usize::try_from(at).ok().zip(usize::try_from(at.saturating_add(len)).ok());
+        let field = range.and_then(|(from, to)| bytes.get(from..to)).unwrap_or_default();
+        field.iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte))
+    };
+    if !bytes.starts_with(b"\x7fELF\x02\x01") {
+        return Err(io::Error::other("it is not a program for this architecture"));
+    }
+    let (table, size, count) = (number(32, 8), number(54, 2), number(56, 2));
+    let mut segments = (0..count).map(|n| table.saturating_add(n * size));
+    let Some(segment) = segments.find(|&segment| number(segment, 4) == INTERP) else { return Ok(None) };
+    let (offset, len) = (number(segment.saturating_add(8), 8), number(segment.saturating_add(32), 8));
+    let text = bytes.iter().skip(offset as usize).take(len as usize).take_while(|byte| **byte != 0);
+    Ok(Some(text.map(|byte| char::from(*byte)).collect()))
+}
+
+/// The libraries of a program, as the new system's own loader finds them: by its rules, in its folders.
+fn libraries(tools: &Tools, root: &Path, loader: &str, program: &str) -> Result<Vec<String>> {
+    let mut list = Command::new("chroot");
+    let shown = tools.output("coreutils", list.arg(root).args([loader, "--list", program]))?;
+    parse_libraries(&shown).map_err(|missing| {
+        Error::config("image.program", format!("{program} needs {missing}, which no package brought"))
+            .hint("add the package to the recipe of the RAM system")
+    })
+}
+
+/// Lines are `name => /path (address)`, `name => not found`, and for what has no file `name (address)`.
+fn parse_libraries(shown: &str) -> std::result::Result<Vec<String>, String> {
+    let found = shown.lines().filter_map(|line| line.trim().split_once(" => "));
+    found
+        .map(|(name, place)| match place.split(" (").next() {
+            Some(path) if path.starts_with('/') => Ok(path.to_owned()),
+            _ => Err(name.to_owned()),
+        })
+        .collect()
 }
 
 /// GRUB that leaves the network for the disk. A disk with an EFI system partition is started through its own boot
@@ -219,4 +284,59 @@ pub fn assemble(cache: &Cache, system: &RamSystem, binary: &Path) -> Result<Path
     };
     write().map_err(failed)?;
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_is_found_in_spite_of_its_options() {
+        assert_eq!(module_path("insmod /a b/net.ko max_bonds=0 "), Some("/a b/net.ko".into()));
+        assert_eq!(module_path("insmod /a b/md.ko.xz "), Some("/a b/md.ko.xz".into()));
+        assert_eq!(module_path("builtin unix"), None);
+    }
+
+    #[test]
+    fn what_starts_a_program_is_read_from_it() {
+        assert_eq!(interpreter(Path::new("/bin/busybox")).unwrap(), None, "Debian's busybox-static");
+        assert_eq!(interpreter(Path::new("/bin/ls")).unwrap().as_deref(), Some("/lib64/ld-linux-x86-64.so.2"));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("program");
+        for cut in [0, 5, 40, 63, 64, 100, 200, 700] {
+            fs::write(&path, &fs::read("/bin/ls").unwrap()[..cut]).unwrap();
+            let _ = interpreter(&path);
+        }
+        fs::write(&path, "#!/bin/sh\n").unwrap();
+        assert!(interpreter(&path).is_err());
+    }
+
+    #[test]
+    fn a_program_comes_with_its_libraries() {
+        let dir = tempfile::tempdir().unwrap();
+        let tools = Tools::new("agent", dir.path().join("log"), &()).unwrap();
+        let ram = Ram {
+            modules: Vec::new(),
+            programs: vec!["/bin/ls".into(), "/bin/busybox".into()],
+            files: vec!["/etc/debian_version".into()],
+        };
+        let stage = dir.path().join("stage");
+        fs::create_dir_all(stage.join("bin")).unwrap();
+        copy_programs(&tools, &ram, Path::new("/"), &stage).unwrap();
+        // It starts where nothing else is.
+        let mut ls = Command::new("chroot");
+        let listed = tools.output("coreutils", ls.arg(&stage).args(["/bin/ls", "/bin", "/etc"])).unwrap();
+        assert_eq!(
+            listed.split_whitespace().collect::<Vec<_>>(),
+            ["/bin:", "busybox", "ls", "/etc:", "debian_version"]
+        );
+
+        let lacks = Ram { programs: vec!["/bin/no-such".into()], ..ram };
+        assert_eq!(copy_programs(&tools, &lacks, Path::new("/"), &stage).unwrap_err().code(), "image.program");
+        assert_eq!(
+            parse_libraries("\tlinux-vdso.so.1 (0x7)\n\tliba.so.1 => /lib/liba.so.1 (0x7)\n\t/lib64/ld.so (0x7)\n"),
+            Ok(vec!["/lib/liba.so.1".into()])
+        );
+        assert_eq!(parse_libraries("\tliba.so.1 => not found\n"), Err("liba.so.1".into()));
+    }
 }

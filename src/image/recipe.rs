@@ -17,6 +17,16 @@
 //! mask = ["apt-daily.timer"]
 //! ```
 //!
+//! A recipe that `combines` others, disks that extend the same recipe as it does itself, has all that they have; its own
+//! packages and scripts come after theirs:
+//!
+//! ```toml
+//! kind = "disk"
+//! description = "Host of virtual machines on Open vSwitch"
+//! extends = "base"
+//! combines = ["kvm", "ovs"]
+//! ```
+//!
 //! A recipe without `extends` bootstraps: it names the `suite` and may `exclude` paths that packages then never write.
 //! `[disk]` is inherited key by key, `[ram]` is not. Unknown keys are refused, since a misspelt one would be an image
 //! that lacks something.
@@ -77,9 +87,12 @@ pub struct Disk {
 pub struct Ram {
     /// Kernel modules to bring along, with all that they need.
     pub modules: Vec<String>,
-    /// Programs of the parent system to bring along; they must be static.
+    /// Programs to bring along to `/bin`, with the libraries they need.
     #[serde(default)]
     pub programs: Vec<String>,
+    /// Data that they read.
+    #[serde(default)]
+    pub files: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -88,6 +101,8 @@ struct Text {
     kind: Shape,
     description: String,
     extends: Option<String>,
+    #[serde(default)]
+    combines: Vec<String>,
     suite: Option<String>,
     #[serde(default)]
     exclude: Vec<String>,
@@ -111,6 +126,8 @@ pub struct Recipe {
     pub shape: Shape,
     pub description: String,
     pub parent: Option<Box<Recipe>>,
+    /// Those whose content it has, too.
+    pub parts: Vec<Recipe>,
     pub suite: String,
     pub exclude: Vec<String>,
     pub roles: Vec<Role>,
@@ -176,12 +193,24 @@ impl Recipe {
             })?),
         };
         check(&text, parent.as_ref(), &folder).map_err(wrong)?;
+        let load = |part: &String| match depth.checked_sub(1) {
+            Some(left) if depth == MAX_DEPTH => Self::load_within(recipes, part, left),
+            _ => Err(wrong("no other recipe may extend or combine one that combines others".into())),
+        };
+        let parts = text.combines.iter().map(load).collect::<Result<Vec<_>>>()?;
+        check_parts(&text, &parts).map_err(wrong)?;
+        let mut roles = text.roles;
+        for role in parts.iter().flat_map(|part| &part.roles) {
+            if !roles.contains(role) {
+                roles.push(*role);
+            }
+        }
         let suite = match (&text.suite, &parent) {
             (Some(suite), _) => suite.clone(),
             (None, Some(parent)) => parent.suite.clone(),
             (None, None) => return Err(wrong("a recipe that extends nothing names its `suite`".into())),
         };
-        let key = key_of(&folder, parent.as_ref())
+        let key = key_of(&folder, parent.as_ref(), &parts)
             .or_fail(Kind::Config, "image.recipe", || format!("cannot read {}", folder.display()))?;
         let disk = Disk::resolve(&text.disk, parent.as_ref().map(|p| &p.disk));
         Ok(Self {
@@ -190,9 +219,10 @@ impl Recipe {
             shape: text.kind,
             description: text.description,
             parent: parent.map(Box::new),
+            parts,
             suite,
             exclude: text.exclude,
-            roles: text.roles,
+            roles,
             packages: text.packages,
             scripts: text.scripts,
             units: text.units,
@@ -251,10 +281,14 @@ fn check(text: &Text, parent: Option<&Recipe>, folder: &Path) -> Result<(), Stri
     if (text.kind == Shape::Ram) != text.ram.is_some() {
         return Err("[ram] belongs to a recipe of kind \"ram\", and to no other".into());
     }
-    if text.kind == Shape::Ram && (parent.is_none() || !text.packages.is_empty() || !text.scripts.is_empty()) {
-        return Err(
-            "a RAM system takes kernel and programs from the recipe it extends, and has no packages or scripts".into(),
-        );
+    if text.kind == Shape::Ram && (parent.is_none() || !text.scripts.is_empty() || text.units != Units::default()) {
+        return Err("a RAM system takes kernel and programs from the recipe it extends and from packages; it runs no \
+                    scripts and has no units"
+            .into());
+    }
+    let paths = text.ram.iter().flat_map(|ram| ram.programs.iter().chain(&ram.files));
+    if let Some(path) = paths.into_iter().find(|p| !p.starts_with('/') || p.contains("..")) {
+        return Err(format!("{path:?} is not the path of a program or file from the root on"));
     }
     if text.kind == Shape::Ram && !folder.join("files/init").is_file() {
         return Err("a RAM system starts with files/init, which does not exist".into());
@@ -282,12 +316,32 @@ fn check(text: &Text, parent: Option<&Recipe>, folder: &Path) -> Result<(), Stri
     }
 }
 
-/// BLAKE3 over the builder, the parent's key and every file of the folder: path, executable bit, length, content.
-fn key_of(folder: &Path, parent: Option<&Recipe>) -> std::io::Result<Digest> {
+fn check_parts(text: &Text, parts: &[Recipe]) -> Result<(), String> {
+    if !parts.is_empty() && text.kind != Shape::Disk {
+        return Err("only a recipe of kind \"disk\" combines others".into());
+    }
+    let other = |part: &&Recipe| {
+        let parent = part.parent.as_ref().map(|p| &p.name);
+        part.shape != Shape::Disk || parent != text.extends.as_ref()
+    };
+    match parts.iter().find(other) {
+        Some(part) => {
+            Err(format!("it can combine only disks that extend the same recipe as itself, and not {}", part.name))
+        }
+        None => Ok(()),
+    }
+}
+
+/// BLAKE3 over the builder, the keys of parent and parts and every file of the folder: path, executable bit, length,
+/// content.
+fn key_of(folder: &Path, parent: Option<&Recipe>, parts: &[Recipe]) -> std::io::Result<Digest> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&BUILDER.to_le_bytes());
     hasher.update(super::root::SCRIPTS.as_bytes());
     hasher.update(&parent.map_or([0; 32], |p| p.key.0));
+    for part in parts {
+        hasher.update(&part.key.0);
+    }
     let mut add = |path: &Path, kind: u8, content: &[u8]| {
         hasher.update(&[kind]);
         for part in [path.as_os_str().as_encoded_bytes(), content] {
@@ -353,6 +407,26 @@ mod tests {
     }
 
     #[test]
+    fn a_combination_has_what_its_parts_have() {
+        let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("images");
+        let both = Recipe::load(&recipes, "kvm-ovs").unwrap();
+        let [kvm, ovs] = &both.parts[..] else { panic!("{:?}", both.parts) };
+        assert_eq!((kvm.name.as_str(), ovs.name.as_str()), ("kvm", "ovs"));
+        assert_eq!(both.roles, [Role::Kvm, Role::Ovs]);
+        assert!(both.packages.is_empty() && both.scripts.is_empty(), "nothing is said twice");
+        assert_eq!(both.disk, kvm.disk);
+
+        let dir = folder(&[
+            ("base", BASE),
+            ("a", "kind='disk'\ndescription='a'\nextends='base'\n"),
+            ("b", "kind='disk'\ndescription='b'\nextends='base'\ncombines=['a']\n"),
+        ]);
+        let first = Recipe::load(dir.path(), "b").unwrap().key;
+        fs::write(dir.path().join("a/more"), "").unwrap();
+        assert_ne!(Recipe::load(dir.path(), "b").unwrap().key, first);
+    }
+
+    #[test]
     fn the_key_changes_with_every_file_of_the_chain() {
         let dir = folder(&[("base", BASE), ("kvm", "kind='disk'\ndescription='k'\nextends='base'\n")]);
         let key = || Recipe::load(dir.path(), "kvm").unwrap().key;
@@ -386,6 +460,10 @@ mod tests {
         refused(&format!("kind='disk'\n{start}[units]\nenable=['ssh']\n"), "\"ssh\" is not the name of a unit");
         refused(&format!("kind='disk'\n{start}[disk]\nkernel-args='a\\nb'\n"), "kernel-args");
         refused(&format!("kind='ram'\n{start}"), "[ram] belongs");
+        refused(&format!("kind='ram'\n{start}[ram]\nmodules=[]\nprograms=['ls']\n"), "\"ls\" is not the path");
+        refused(&format!("kind='disk'\n{start}combines=['base']\n"), "and not base");
+        refused(&format!("kind='disk'\n{start}combines=['nosuch']\n"), "no recipe \"nosuch\"");
+        refused(&format!("kind='disk'\n{start}combines=['x']\n"), "no other recipe may extend or combine");
         refused(&format!("kind='ram'\n{start}[ram]\nmodules=[]\n"), "files/init");
     }
 

@@ -56,6 +56,24 @@ impl Sources {
     }
 }
 
+impl Sources {
+    /// For a root that others made: apt takes from it neither sources, keys nor settings, which may name programs that it
+    /// runs on this machine.
+    pub fn alone(&mut self, work: &Path) -> Result<()> {
+        let path = work.join("sources.list");
+        write(&path, &(self.lines.join("\n") + "\n"))?;
+        self.settings.push_str(&format!(
+            "Dir::Etc::sourcelist \"{}\";\nDir::Etc::trusted \"/etc/apt/trusted.gpg\";\n\
+             Dir::Etc::trustedparts \"/etc/apt/trusted.gpg.d/\";\n",
+            path.display()
+        ));
+        for part in ["main", "parts", "sourceparts", "preferences", "preferencesparts"] {
+            self.settings.push_str(&format!("Dir::Etc::{part} \"/dev/null\";\n"));
+        }
+        Ok(())
+    }
+}
+
 /// The entries of this machine for the suite and its updates; Debian's own mirror where there are none.
 fn host_sources(etc: &Path, suite: &str) -> Vec<String> {
     let mut files = vec![etc.join("sources.list")];
@@ -169,11 +187,16 @@ pub fn bootstrap(
 
 /// A root directory that has its parent's content becomes that of the recipe.
 pub fn extend(tools: &Tools, recipe: &Recipe, sources: &Sources, root: &Path, debs: &Path, work: &Path) -> Result<()> {
-    tools.step("installing packages")?;
-    let files = work.join("files");
+    let files = work.join(format!("files-{}", recipe.name));
     stage_files(recipe, &files)?;
     let mut copy = Command::new("cp");
     tools.run("coreutils", copy.args(["-R", "--preserve=mode,links", "--"]).arg(files.join(".")).arg(root))?;
+    install(tools, recipe, sources, root, debs, work)
+}
+
+/// Only packages, scripts and units: what a RAM system takes its programs from.
+pub fn install(tools: &Tools, recipe: &Recipe, sources: &Sources, root: &Path, debs: &Path, work: &Path) -> Result<()> {
+    tools.step("installing packages")?;
     inside(tools, recipe, sources, root, debs, work, &recipe.packages)
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rackline::error::Error;
-use rackline::image::Cache;
+use rackline::image::{Cache, Catalogue, adopt, build};
 use rackline::image::container::archive::Sha256;
 use rackline::image::container::{self, Flattened, LIMIT, preload, waiting};
 use rackline::image::recipe::Recipe;
@@ -105,6 +105,12 @@ fn layout(layers: &[Vec<u8>], pack: impl Fn(usize, &[u8]) -> Vec<u8>) -> Vec<(St
     let index = json!({ "schemaVersion": 2, "manifests": [about] });
     blobs.push(("index.json".into(), index.to_string().into_bytes()));
     blobs
+}
+
+/// As much of a system as tells what it is.
+fn system(about: &str, programs: &[&str]) -> Vec<u8> {
+    let etc = Layer::new().folder("etc").file("etc/os-release", about.as_bytes());
+    programs.iter().fold(etc, |layer, name| layer.file(name, b"")).bytes()
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -318,6 +324,68 @@ fn a_container_onto_a_full_disk_leaves_nothing() {
     assert_eq!(String::from_utf8_lossy(&sh(site.dir.path(), &script).stdout), "", "something is left");
     let said = fs::read_to_string(site.dir.path().join("said")).unwrap();
     assert!(said.contains("error: the disk is full"), "{said}");
+}
+
+#[test]
+fn a_container_without_debian_and_apt_is_no_host() {
+    let site = Site::new();
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("images");
+    let key = site.cache.signing_key().unwrap();
+    let refused = |file: &[u8], name: &str| {
+        let source = site.file(file);
+        assert!(container::is_archive(&source));
+        let (cache, key) = (&site.cache, &key);
+        let build = build::Options { recipes: &recipes, name, cache, key, mirror: None, refresh: true, snapshot: None };
+        let error = adopt::adopt(&adopt::Options { source: &source, roles: &[], limit: 4 << 20, build }, &()).unwrap_err();
+        assert!(Catalogue::open(&site.cache.folder("images").unwrap(), &[key.public()]).unwrap().images.is_empty());
+        let left = fs::read_dir(site.cache.root().join("tmp")).into_iter().flatten().count();
+        assert_eq!(left, 0, "work is left");
+        error
+    };
+    let alpine = vec![system("PRETTY_NAME=\"Alpine Linux v3.22\"\nID=alpine\n", &["sbin/apk"])];
+    for file in [archive(&saved(&alpine)), gzip(&archive(&saved(&alpine))), archive(&layout(&alpine, |_, l| gzip(l)))] {
+        let error = refused(&file, "app");
+        assert_eq!(error.code(), "image.container-system");
+        assert!(error.message().contains("Alpine Linux v3.22"), "{error}");
+    }
+    // An upper layer takes the package manager away.
+    let debian = system("ID=debian\nVERSION_CODENAME=bookworm\n", &["usr/bin/apt-get", "usr/bin/dpkg"]);
+    let distroless = vec![debian, Layer::new().file("usr/bin/.wh.apt-get", b"").bytes()];
+    assert!(refused(&archive(&saved(&distroless)), "app").message().contains("no /usr/bin/apt-get"));
+    assert!(refused(&archive(&saved(&thirteen())), "app").message().contains("no operating system"));
+    assert_eq!(refused(&archive(&saved(&alpine)), "../app").code(), "image.name");
+    assert_eq!(refused(&archive(&[("rootfs/a".into(), vec![1])]), "app").code(), "image.container");
+    let forged = Layer::new().file("../../etc/passwd", b"x").bytes();
+    assert_eq!(refused(&archive(&saved(&[forged])), "app").code(), "image.container");
+    assert!(!container::is_archive(&site.file(&[0; 4096])), "a disk");
+}
+
+/// By the program itself: Debian in two layers becomes a disk, and boots.
+#[test]
+#[ignore = "bootstraps Debian, installs a kernel and boots by BIOS and UEFI: ten minutes"]
+fn debian_in_a_container_becomes_a_host() {
+    let site = Site::new();
+    let folder = site.dir.path();
+    sh(
+        folder,
+        "apt-config dump | grep -E '^Acquire::https?' > settings || true
+         mmdebstrap --mode=root --variant=minbase --aptopt=settings bookworm base.tar",
+    );
+    let above = Layer::new().file("etc/motd", b"from a container").file("etc/.wh.debian_version", b"").bytes();
+    let layers = [fs::read(folder.join("base.tar")).unwrap(), above];
+    fs::write(folder.join("image.tar"), archive(&saved(&layers))).unwrap();
+    let rackline = env!("CARGO_BIN_EXE_rackline");
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("images");
+    let said = sh(
+        folder,
+        &format!(
+            "{rackline} image --cache cache import image.tar --name adopted --recipes {}
+             {rackline} image --cache cache test adopted",
+            recipes.display()
+        ),
+    );
+    let said = String::from_utf8_lossy(&said.stdout);
+    assert!(said.contains("left out, since it means nothing to a host: Cmd, Env"), "{said}");
 }
 
 /// What the host runs at its first boot, with a `docker` that notes what it is told and fails at the second archive.

@@ -6,7 +6,7 @@
 
 pub mod archive;
 mod layer;
-mod tree;
+pub mod tree;
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use self::archive::{Blobs, Hashed, Image, Sha256};
-use self::layer::{Contents, Room};
+pub use self::layer::Contents;
+use self::layer::Room;
 use self::tree::{Content, Inode, Tree};
 use super::cache::Cache;
 use super::disk_full;
@@ -70,32 +71,69 @@ pub fn preload(options: &Options, progress: &dyn Progress) -> Result<Flattened> 
     let _lock = cache.lock(&tools, &name)?;
     let work = cache.work(&name)?;
 
-    tools.step("reading the archive")?;
-    let blobs = Blobs::open(&plain(&tools, source, work.path())?)?;
-    let image = blobs.image()?;
-    let tag = options.tag.or(image.tag.as_deref()).ok_or_else(|| {
+    let mut flat = flatten(&tools, source, work.path(), options.limit)?;
+    let tag = options.tag.or(flat.image.tag.as_deref()).ok_or_else(|| {
         Error::input("image.tag", "the container has no name").hint("give it one: --name registry.example/app:1.0")
     })?;
     let tag = full_tag(tag)?;
-
-    let mut tree = Tree::default();
-    let mut contents = Contents::default();
-    let (mut room, mut devices) = (Room { used: 0, limit: options.limit }, 0);
-    for (number, one) in image.layers.iter().enumerate() {
-        let unpacked = work.path().join(format!("layer-{number}"));
-        layer::unpack(&tools, &blobs, one, &unpacked, &mut room)?;
-        devices += layer::apply(&mut tree, number, &unpacked)?;
-        contents.layers.push(unpacked);
-    }
     let out = work.path().join("out.tar");
-    let after = write(&tools, &image, &tag, &tree, &mut contents, work.path(), &out)?;
+    let after = write(&tools, &tag, &mut flat, work.path(), &out)?;
     tools.check_stopped()?;
     let folder = cache.folder(FOLDER)?.join(&recipe.name);
     fs::create_dir_all(&folder).map_err(|e| disk_full(e, DOING))?;
     // `/` and `:` have no place in a file name; `+` and `@` have none in a tag.
     let archive = folder.join(format!("{}.tar", tag.replace('/', "+").replace(':', "@")));
     durable::rename(&out, &archive).map_err(|e| disk_full(e, DOING))?;
-    Ok(Flattened { archive, tag, layers: image.layers.len(), before: room.used, after, devices })
+    Ok(Flattened { archive, tag, layers: flat.image.layers.len(), before: flat.unpacked, after, devices: flat.devices })
+}
+
+/// A container's file system: what its layers leave, and the bytes of its files, which lie in the work folder.
+pub struct Flat {
+    pub image: Image,
+    pub tree: Tree,
+    pub contents: Contents,
+    /// Bytes of all layers.
+    pub unpacked: u64,
+    /// Device nodes that were left out.
+    pub devices: usize,
+}
+
+/// Reads an archive or an OCI layout, and applies its layers one after the other.
+pub fn flatten(tools: &Tools, source: &Path, work: &Path, limit: u64) -> Result<Flat> {
+    tools.step("reading the archive")?;
+    let blobs = Blobs::open(&plain(tools, source, work)?)?;
+    let image = blobs.image()?;
+    let mut flat = Flat { image, tree: Tree::default(), contents: Contents::default(), unpacked: 0, devices: 0 };
+    let mut room = Room { used: 0, limit };
+    for (number, one) in flat.image.layers.iter().enumerate() {
+        let unpacked = work.join(format!("layer-{number}"));
+        layer::unpack(tools, &blobs, one, &unpacked, &mut room)?;
+        flat.devices += layer::apply(&mut flat.tree, number, &unpacked)?;
+        flat.contents.layers.push(unpacked);
+    }
+    flat.unpacked = room.used;
+    Ok(flat)
+}
+
+/// Whether a file or folder is a container's rather than a disk's: a tar archive, maybe packed, or an OCI layout.
+pub fn is_archive(path: &Path) -> bool {
+    if path.is_dir() {
+        return ["index.json", "manifest.json"].iter().any(|name| path.join(name).is_file());
+    }
+    let begins = || -> io::Result<Vec<u8>> {
+        let mut head = Vec::new();
+        let mut file = BufReader::new(File::open(path)?);
+        let packer: Vec<u8> = io::BufRead::fill_buf(&mut file)?.iter().take(4).copied().collect();
+        let plain: Box<dyn Read> = match packer[..] {
+            [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::with_buffer(file)?),
+            [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
+            _ => Box::new(file),
+        };
+        plain.take(512).read_to_end(&mut head)?;
+        Ok(head)
+    };
+    // POSIX.1, pax: the field `magic` of the first header.
+    begins().is_ok_and(|head| head.get(257..262) == Some(b"ustar"))
 }
 
 /// The archives that wait for a recipe, sorted.
@@ -134,22 +172,14 @@ fn full_tag(text: &str) -> Result<String> {
 }
 
 /// One layer in the form of `docker save`, the same bytes for the same image. Returns the size of the layer.
-fn write(
-    tools: &Tools,
-    image: &Image,
-    tag: &str,
-    tree: &Tree,
-    contents: &mut Contents,
-    work: &Path,
-    out: &Path,
-) -> Result<u64> {
+fn write(tools: &Tools, tag: &str, flat: &mut Flat, work: &Path, out: &Path) -> Result<u64> {
     let failed = |e| disk_full(e, DOING);
     let layer = work.join("flat");
-    let digest = write_layer(tools, tree, contents, &layer)?;
-    let mut config = image.config.clone();
+    let digest = write_layer(tools, &flat.tree, &mut flat.contents, &layer)?;
+    let mut config = flat.image.config.clone();
     let made = config.get("created").cloned().unwrap_or_else(|| json!("1970-01-01T00:00:00Z"));
     config.insert("rootfs".into(), json!({ "type": "layers", "diff_ids": [digest.to_string()] }));
-    let said = format!("{} layers in one", image.layers.len());
+    let said = format!("{} layers in one", flat.image.layers.len());
     config
         .insert("history".into(), json!([{ "created": made, "created_by": "rackline image import", "comment": said }]));
     let config =
@@ -159,8 +189,8 @@ fn write(
     let manifest = json!([{ "Config": config_name, "RepoTags": [tag], "Layers": [layer_name] }]).to_string();
 
     let mut archive = tar::Builder::new(BufWriter::new(File::create(out).map_err(failed)?));
-    let mut flat = File::open(&layer).map_err(failed)?;
-    let size = flat.metadata().map_err(failed)?.len();
+    let mut one = File::open(&layer).map_err(failed)?;
+    let size = one.metadata().map_err(failed)?.len();
     let mut add = |name: &str, size: u64, from: &mut dyn Read| {
         let mut header = tar::Header::new_gnu();
         header.set_size(size);
@@ -169,14 +199,15 @@ fn write(
     };
     add("manifest.json", manifest.len() as u64, &mut manifest.as_bytes()).map_err(failed)?;
     add(&config_name, config.len() as u64, &mut config.as_slice()).map_err(failed)?;
-    let mut watched = Watched { inner: &mut flat, tools, done: 0, total: size };
+    let mut watched = Watched { inner: &mut one, tools, done: 0, total: size };
     add(&layer_name, size, &mut watched).map_err(|e| stopped_or(tools, e))?;
     let file = archive.into_inner().and_then(|b| b.into_inner().map_err(io::IntoInnerError::into_error));
     file.map_err(failed)?;
     Ok(size)
 }
 
-fn write_layer(tools: &Tools, tree: &Tree, contents: &mut Contents, to: &Path) -> Result<Sha256> {
+/// The file system as one tar archive, the same bytes for the same tree.
+pub fn write_layer(tools: &Tools, tree: &Tree, contents: &mut Contents, to: &Path) -> Result<Sha256> {
     let failed = |e| disk_full(e, DOING);
     let file = Hashed::new(BufWriter::new(File::create(to).map_err(failed)?));
     let mut archive = tar::Builder::new(file);

@@ -167,6 +167,19 @@ impl Tree {
         Ok(at)
     }
 
+    /// What is at a path, symbolic links followed; nothing where they lead nowhere.
+    pub fn follow(&self, path: &Path) -> Option<&Content> {
+        let mut path = path.to_owned();
+        for _ in 0..MAX_HOPS {
+            let parent = self.resolve(path.parent()?).ok()?;
+            match self.content(&parent.join(path.file_name()?))? {
+                Content::Link(target) => path = parent.join(target),
+                found => return Some(found),
+            }
+        }
+        None
+    }
+
     /// Every name, parents first, with its file; the second and later names of a file come with the first one.
     pub fn entries(&self) -> impl Iterator<Item = (&Path, &Inode, Option<&Path>)> {
         let mut first: BTreeMap<usize, &Path> = BTreeMap::new();
