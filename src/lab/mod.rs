@@ -27,6 +27,7 @@ mod rack;
 pub mod redfish;
 mod report;
 mod serial;
+mod smbios;
 mod spec;
 mod text;
 pub mod trial;

@@ -41,6 +41,8 @@ pub struct MachineSpec {
     pub disks: Vec<Disk>,
     pub bmc: BmcKind,
     pub listed: Listed,
+    /// SMBIOS tables of a real server that it presents, as `dmidecode --dump-bin` writes them; those of the lab where absent.
+    pub smbios: Option<PathBuf>,
 }
 
 /// By what the machine's BMC is spoken to.

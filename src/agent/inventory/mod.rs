@@ -13,7 +13,7 @@ mod lldp;
 mod net;
 mod pci;
 mod smart;
-mod smbios;
+pub(crate) mod smbios;
 mod tpm;
 
 use std::collections::BTreeMap;
