@@ -27,6 +27,7 @@ PACKAGES := \
 	isc-dhcp-relay dnsmasq-base `: real relays, and another DHCP server` \
 	kea-admin `: perfdhcp, which counts what is lost` \
 	nftables `: a link that loses packets, for the tests` \
+	lldpd `: a neighbour by LLDP, for the tests` \
 	aria2 transmission-cli `: BitTorrent clients for the tests` \
 	python3-venv openssl `: a Redfish BMC that this project did not write, and its certificate; sushy-tools comes from PyPI`
 

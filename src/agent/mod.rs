@@ -11,7 +11,7 @@ mod console;
 mod deploy;
 mod erase;
 mod help;
-mod inventory;
+pub(crate) mod inventory;
 mod leave;
 mod ledger;
 mod measure;

@@ -18,6 +18,7 @@ mod outlets;
 mod serve;
 mod show;
 mod show_bmc;
+mod show_parts;
 mod swarm;
 mod switch;
 mod trial;

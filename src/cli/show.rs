@@ -86,31 +86,7 @@ pub fn machine(m: &MachineView, swarms: Option<&SwarmList>) -> String {
         lines.push(String::new());
     }
     if let Some(i) = &m.inventory {
-        lines.push(format!(
-            "{} {}, serial {}, {}, BIOS {}",
-            i.system.manufacturer.as_deref().unwrap_or("unknown maker"),
-            i.system.product.as_deref().unwrap_or(""),
-            m.serial.as_ref().map_or("none", |s| s.as_str()),
-            i.firmware,
-            i.system.bios_version.as_deref().unwrap_or("unknown"),
-        ));
-        for c in &i.cpus {
-            lines.push(format!("  CPU {}: {}, {} cores, {} threads", c.socket, c.model, c.cores, c.threads));
-        }
-        lines.push(format!(
-            "  memory {} MiB in {} of {} slots",
-            i.memory.usable_bytes >> 20,
-            i.memory.dimms.len(),
-            i.memory.slots
-        ));
-        for d in &i.disks {
-            let serial = d.serial.as_ref().map_or("no serial", |s| s.as_str());
-            lines.push(format!("  disk {}: {} GiB, {}, {serial}", d.name, d.size_bytes >> 30, d.transport));
-        }
-        for n in &i.nics {
-            let link = if n.link { "link" } else { "no link" };
-            lines.push(format!("  NIC {}: {}, {}, {link}", n.name, n.mac, n.driver.as_deref().unwrap_or("no driver")));
-        }
+        lines.extend(super::show_parts::inventory(i, m.serial.as_ref()));
         lines.push(String::new());
     }
     lines.extend(checks(&m.checks));

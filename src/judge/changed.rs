@@ -338,11 +338,7 @@ mod tests {
             id: "10de:20b0".into(),
             class: 0x0302,
             name: Some("A100".into()),
-            driver: None,
-            slot: None,
-            numa: None,
-            link: None,
-            capable: None,
+            ..Default::default()
         }];
         assert_eq!(judge(&old, &new, "delivery"), []);
         let gone =

@@ -310,6 +310,7 @@ mod tests {
             disks: Vec::new(),
             bmc: BmcKind::Both,
             listed: Listed::WrongPassword("not,this".into()),
+            smbios: None,
         };
         Spec {
             name: "t".into(),

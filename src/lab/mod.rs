@@ -20,6 +20,7 @@ mod chassis;
 mod fru;
 mod guard;
 mod lan;
+mod leaf;
 mod net;
 mod preflight;
 mod qmp;
@@ -27,6 +28,7 @@ mod rack;
 pub mod redfish;
 mod report;
 mod serial;
+mod smbios;
 mod spec;
 mod text;
 pub mod trial;
@@ -38,7 +40,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::{Child, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 pub use appliance::{Appliance, Operator, ready};
@@ -77,6 +79,9 @@ pub enum Command {
     /// A Redfish BMC of a lab's machine, run by the lab
     #[command(hide = true)]
     Redfish { file: PathBuf },
+    /// The switch of a lab, run by the lab
+    #[command(hide = true)]
+    Leaf { file: PathBuf },
     /// LAN parameters of a lab's BMC, run by ipmi_sim
     #[command(hide = true)]
     Lan {
@@ -100,6 +105,7 @@ pub async fn main(command: Command) -> Result<ExitCode> {
         Command::Up(options) => up(options).await,
         Command::Chassis { dir, arguments } => chassis::main(&dir, arguments),
         Command::Redfish { file } => redfish::process::main(&file).await,
+        Command::Leaf { file } => leaf::main(&file),
         Command::Lan { file, arguments } => lan::main(&file, &arguments),
         Command::Guard { name, dir, lab } => guard::main(&name, &dir, lab),
         Command::Activate { command } => activate::main(&command),
@@ -113,6 +119,7 @@ pub struct Lab {
     pub appliance: Appliance,
     rack: Rack,
     bmcs: Vec<Bmc>,
+    leaf: Child,
     guard: Guard,
 }
 
@@ -133,6 +140,7 @@ impl Lab {
         let written = bmc::write_secret(&password_file(&spec.dir), &password);
         written.or_fail(Kind::Config, "lab.dir", || "cannot write the BMCs' password")?;
         net::make(&guard, &spec.netns(), &machines)?;
+        let leaf = leaf::start(&guard, &spec.netns(), &spec.binary, &spec.dir, &machines)?;
         let rack = Rack::start(&machines, &spec.netns(), &guard)?;
         let mut bmcs = Vec::new();
         for machine in &machines {
@@ -143,7 +151,7 @@ impl Lab {
             bmc.wait(&guard)?;
         }
         let appliance = Appliance::prepare(&guard, &spec, &machines, &password)?;
-        Ok(Lab { spec, machines, appliance, rack, bmcs, guard })
+        Ok(Lab { spec, machines, appliance, rack, bmcs, leaf, guard })
     }
 
     /// The machine of this number, counted from 1, as its BMC holds it.
@@ -220,6 +228,11 @@ impl Lab {
         written.or_fail(Kind::Internal, "lab.faults", failed)
     }
 
+    /// Two racking mistakes at once: each of the two is at the other's port of the switch.
+    pub fn swap_cables(&self, one: usize, other: usize) -> Result<()> {
+        leaf::swap(&self.spec.dir, self.machine(one)?, self.machine(other)?)
+    }
+
     /// Waits until `done` says so, at most `within`.
     pub fn wait_until(&self, what: &str, within: Duration, mut done: impl FnMut(&Lab) -> bool) -> Result<()> {
         let deadline = Instant::now() + within;
@@ -243,6 +256,7 @@ impl Lab {
         let finished = self.guard.finish();
         self.rack.stop();
         self.bmcs.iter_mut().for_each(Bmc::ended);
+        let _ = self.leaf.wait();
         stopped.and(finished)
     }
 }

@@ -72,6 +72,7 @@ mod tests {
             disks: vec![],
             bmc: BmcKind::Ipmi,
             listed: Listed::Right,
+            smbios: None,
         };
         let machine = Machine { number: 7, spec, dir: "/d".into(), run: "/r".into() };
         let text = batch(&[machine]);

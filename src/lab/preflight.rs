@@ -104,6 +104,7 @@ mod tests {
             disks: vec![],
             bmc: BmcKind::Both,
             listed: Listed::Right,
+            smbios: None,
         };
         let paths = "/nonexistent";
         Spec { name: "t".into(), dir: paths.into(), cache: paths.into(), binary: paths.into(), machines: vec![machine] }

@@ -16,6 +16,8 @@ pub const BRIDGE: &str = "lab0";
 pub const APPLIANCE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub const NETWORK: &str = "10.77.0.0/16";
 pub const POOL: &str = "10.77.2.0-10.77.9.255";
+/// The name by which the rack's switch speaks LLDP.
+pub const SWITCH: &str = "lab-leaf";
 pub const BMC_USER: &str = "admin";
 /// Of the Redfish BMCs.
 pub const HTTPS: u16 = 443;
@@ -41,6 +43,8 @@ pub struct MachineSpec {
     pub disks: Vec<Disk>,
     pub bmc: BmcKind,
     pub listed: Listed,
+    /// SMBIOS tables of a real server that it presents, as `dmidecode --dump-bin` writes them; those of the lab where absent.
+    pub smbios: Option<PathBuf>,
 }
 
 /// By what the machine's BMC is spoken to.
@@ -191,6 +195,11 @@ impl Machine {
     /// Where the BMC finds its machine's serial port, on the namespace's loopback.
     pub fn serial_port(&self) -> u16 {
         9400 + u16::from(self.number)
+    }
+
+    /// Of [`SWITCH`].
+    pub fn port(&self) -> String {
+        format!("Ethernet{}", self.number)
     }
 
     pub fn tap(&self) -> String {

@@ -38,6 +38,9 @@ pub struct Options {
     /// Disk of each machine
     #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = text::size)]
     disk: u64,
+    /// SMBIOS tables of a real server that the machines present, from `dmidecode --dump-bin`; given more than once, in turn
+    #[arg(long, value_name = "FILE")]
+    smbios: Vec<PathBuf>,
     /// Name of the lab; labs of different names run side by side
     #[arg(long, default_value = "lab")]
     name: String,
@@ -99,7 +102,8 @@ impl Options {
             Bmcs::Redfish => vec![BmcKind::Redfish],
             Bmcs::Mixed => vec![BmcKind::Ipmi, BmcKind::Redfish, BmcKind::Both],
         };
-        let kinds = roles.iter().cycle().zip(boots.iter().cycle()).zip(bmcs.iter().cycle());
+        let servers = self.smbios.iter().map(Some).cycle().chain(std::iter::repeat(None));
+        let kinds = roles.iter().cycle().zip(boots.iter().cycle()).zip(bmcs.iter().cycle()).zip(servers);
         let machines = kinds.take(usize::from(self.machines));
         let spec = Spec {
             name: self.name.clone(),
@@ -107,13 +111,14 @@ impl Options {
             cache: Cache::open_or_default(self.images.as_deref())?.root().to_owned(),
             binary,
             machines: machines
-                .map(|((role, firmware), bmc)| MachineSpec {
+                .map(|(((role, firmware), bmc), smbios)| MachineSpec {
                     role: role.clone(),
                     firmware: *firmware,
                     memory_bytes: self.memory,
                     disks: vec![Disk { bytes: self.disk, kind: DiskKind::Nvme }],
                     bmc: *bmc,
                     listed: Listed::Right,
+                    smbios: smbios.cloned(),
                 })
                 .collect(),
         };

@@ -1,10 +1,11 @@
-//! The QEMU command line of a machine, made to look like a server of the catalogue: SMBIOS strings, serial numbers, a
-//! BMC behind KCS, disks that do not turn, a serial console.
+//! The QEMU command line of a machine, made to look like a server of the catalogue: SMBIOS strings (or those of a real server, [`smbios`]), serial
+//! numbers, a BMC behind KCS, disks that do not turn, a serial console.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use super::smbios;
 use super::spec::{DiskKind, Machine};
 use crate::error::{Kind, OrFail, Result};
 use crate::machine::Firmware;
@@ -62,8 +63,9 @@ pub fn boot_order(machine: &Machine, device: BootDevice) -> Vec<(String, i32)> {
     ordered.into_iter().zip(1..).collect()
 }
 
-/// Blank disks, and for UEFI an empty variable store.
+/// Blank disks, for UEFI an empty variable store, and the SMBIOS tables of a real server.
 pub fn make_disks(machine: &Machine) -> Result<()> {
+    smbios::write(machine)?;
     let failed = || format!("cannot make the disks of {}", machine.name());
     for (i, disk) in machine.spec.disks.iter().enumerate() {
         let file = File::create(machine.disk(i)).and_then(|f| f.set_len(disk.bytes));
@@ -98,6 +100,11 @@ pub fn arguments(machine: &Machine, order: &[(String, i32)]) -> Vec<OsString> {
     // `graphics=off` has SeaBIOS and iPXE write to the serial port; OVMF does so anyway. Without a reboot timeout
     // SeaBIOS stays at "No bootable device" for ever.
     let memory = format!("{}M", machine.spec.memory_bytes >> 20);
+    let real = smbios::files(machine);
+    let sockets = match &real {
+        Some((_, count)) if *count > 1 => format!("{count},sockets={count},cores=1,threads=1"),
+        _ => "2,sockets=1,cores=2,threads=1".to_owned(),
+    };
     for (option, value) in [
         ("-name", machine.name().as_str()),
         ("-uuid", machine.uuid().to_string().as_str()),
@@ -105,7 +112,7 @@ pub fn arguments(machine: &Machine, order: &[(String, i32)]) -> Vec<OsString> {
         ("-cpu", CPU),
         ("-M", "q35,graphics=off"),
         ("-m", memory.as_str()),
-        ("-smp", "2,sockets=1,cores=2,threads=1"),
+        ("-smp", sockets.as_str()),
         ("-display", "none"),
         ("-boot", "reboot-timeout=5000"),
         ("-device", "virtio-rng-pci"),
@@ -113,7 +120,10 @@ pub fn arguments(machine: &Machine, order: &[(String, i32)]) -> Vec<OsString> {
         args.add(option, value);
     }
     args.0.extend(["-nodefaults", "-no-user-config"].map(OsString::from));
-    smbios(&mut args, machine);
+    match real {
+        Some((files, _)) => files.iter().for_each(|file| args.add("-smbios", format!("file={}", comma(file)))),
+        None => labworks(&mut args, machine),
+    }
     if machine.spec.firmware == Firmware::Uefi {
         args.add("-drive", format!("if=pflash,format=raw,unit=0,readonly=on,file={OVMF_CODE}"));
         args.add("-drive", format!("if=pflash,format=raw,unit=1,file={}", comma(&vars(machine))));
@@ -150,7 +160,7 @@ pub fn comma(path: &Path) -> String {
 }
 
 /// DSP0134: type 0 BIOS, 1 system, 2 board, 3 chassis, 4 processor, 17 memory device.
-fn smbios(args: &mut Arguments, machine: &Machine) {
+fn labworks(args: &mut Arguments, machine: &Machine) {
     let (serial, number) = (machine.serial(), machine.number);
     args.add("-smbios", "type=0,vendor=Labworks,version=2.4.1,date=03/14/2026");
     args.add(
@@ -220,8 +230,15 @@ mod tests {
         let disk = |kind| Disk { bytes: 10 << 30, kind };
         let disks = vec![disk(DiskKind::Nvme), disk(DiskKind::Hdd)];
         let bmc = BmcKind::Ipmi;
-        let spec =
-            MachineSpec { role: Role::Kvm.into(), firmware, memory_bytes: 2 << 30, disks, bmc, listed: Listed::Right };
+        let spec = MachineSpec {
+            role: Role::Kvm.into(),
+            firmware,
+            memory_bytes: 2 << 30,
+            disks,
+            bmc,
+            listed: Listed::Right,
+            smbios: None,
+        };
         Machine { number: 3, spec, dir: "/tmp/a,b".into(), run: "/run/r".into() }
     }
 

@@ -15,7 +15,15 @@ const DELIVERY: Duration = Duration::from_secs(15 * 60);
 
 fn machine(role: Role, firmware: Firmware) -> MachineSpec {
     let disks = vec![Disk { bytes: 10 << 30, kind: DiskKind::Nvme }];
-    MachineSpec { role: role.into(), firmware, memory_bytes: 2 << 30, disks, bmc: BmcKind::Ipmi, listed: Listed::Right }
+    MachineSpec {
+        role: role.into(),
+        firmware,
+        memory_bytes: 2 << 30,
+        disks,
+        bmc: BmcKind::Ipmi,
+        listed: Listed::Right,
+        smbios: None,
+    }
 }
 
 fn spec(name: &str, dir: &Path, machines: Vec<MachineSpec>) -> Spec {
@@ -156,6 +164,7 @@ async fn a_machine_that_nobody_listed_is_found_out_and_its_bmc_with_it() {
     let hdd = Disk { bytes: 4 << 30, kind: DiskKind::Hdd };
     let spec = MachineSpec {
         listed: Listed::Not,
+        smbios: None,
         memory_bytes: 1 << 30,
         disks: vec![hdd],
         ..machine(Role::Ovs, Firmware::Bios)

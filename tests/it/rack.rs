@@ -18,6 +18,7 @@ fn spec(name: &str, machines: usize, dir: &Path) -> Spec {
         disks: vec![Disk { bytes: 1 << 30, kind: DiskKind::Nvme }],
         bmc: BmcKind::Ipmi,
         listed: Listed::Right,
+        smbios: None,
     };
     Spec {
         name: format!("{name}-{}", std::process::id()),

@@ -9,11 +9,11 @@
 mod block;
 mod cpu;
 mod kernel;
-mod lldp;
+pub(crate) mod lldp;
 mod net;
 mod pci;
 mod smart;
-mod smbios;
+pub(crate) mod smbios;
 mod tpm;
 
 use std::collections::BTreeMap;
@@ -37,6 +37,7 @@ const LLDPCLI: Duration = Duration::from_secs(3);
 pub struct Begun {
     pub inventory: Inventory,
     listener: Option<lldp::Listener>,
+    start: Instant,
     spent: Duration,
 }
 
@@ -49,7 +50,7 @@ impl Begun {
         let listener = match ours && roots.live() {
             true => net::read(roots).map_err(|e| e.message().to_owned()).and_then(|nics| {
                 net::bring_up(&nics);
-                lldp::Listener::start(&roots.sys, &nics).map_err(|e| format!("the switches cannot be heard: {e}"))
+                lldp::Listener::start(&nics).map_err(|e| format!("the switches cannot be heard: {e}"))
             }),
             false => Err(String::new()),
         };
@@ -75,13 +76,13 @@ impl Begun {
             bmc,
             kernel: value(&roots.proc.join("sys/kernel/osrelease")).unwrap_or_default(),
         };
-        Ok(Self { inventory, listener, spent: start.elapsed() })
+        Ok(Self { inventory, listener, start, spent: start.elapsed() })
     }
 
     /// What the drives said, and what may be different now. `waited`: the time that was spent on the drives alone.
     pub async fn finish(self, roots: &Roots, drives: Answers, waited: Duration) -> Result<Inventory> {
-        let start = Instant::now();
-        let Self { mut inventory, listener, spent } = self;
+        let again = Instant::now();
+        let Self { mut inventory, listener, start, spent } = self;
         for (name, health) in drives.health {
             if let Some(disk) = inventory.disks.iter_mut().find(|disk| disk.name == name) {
                 disk.health = Some(health);
@@ -89,6 +90,7 @@ impl Begun {
         }
         inventory.gaps.extend(drives.gaps);
         inventory.nics = net::read(roots)?;
+        let listened = listener.as_ref().map(|_| start.elapsed().as_secs());
         let mut heard = listener.map(lldp::Listener::finish).unwrap_or_default();
         if inventory.nics.iter().any(|nic| nic.link && !heard.contains_key(&nic.name)) {
             for (card, neighbour) in running_lldpd(roots, &mut inventory.gaps).await {
@@ -96,12 +98,20 @@ impl Begun {
             }
         }
         inventory.nics.iter_mut().for_each(|nic| nic.neighbour = heard.remove(&nic.name));
+        let silent = inventory.nics.iter().filter(|nic| nic.link && nic.neighbour.is_none());
+        let silent: Vec<&str> = silent.map(|nic| nic.name.as_str()).collect();
+        if let (Some(seconds), false) = (listened, silent.is_empty()) {
+            let cards = silent.join(", ");
+            inventory
+                .gaps
+                .push(format!("no switch was heard by LLDP on {cards} within {seconds} s; many speak each 30 s"));
+        }
         kernel::memory_errors(&roots.sys, &mut inventory.memory);
         match kernel::messages(&roots.dev) {
             Ok(messages) => inventory.concerns = kernel::concerns(messages.iter().map(String::as_str)),
             Err(why) => inventory.gaps.push(why),
         }
-        inventory.seconds = (spent + waited + start.elapsed()).as_secs_f64();
+        inventory.seconds = (spent + waited + again.elapsed()).as_secs_f64();
         Ok(inventory)
     }
 }

@@ -106,11 +106,7 @@ fn machine() -> Inventory {
         id: "10de:20b5".into(),
         class,
         name: Some(name.into()),
-        driver: None,
-        slot: None,
-        numa: None,
-        link: None,
-        capable: None,
+        ..PciDevice::default()
     };
     Inventory {
         system: System {
