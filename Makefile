@@ -26,6 +26,7 @@ PACKAGES := \
 	isc-dhcp-client dhcpcd-base systemd tftp-hpa atftp curl `: real clients for the tests` \
 	isc-dhcp-relay dnsmasq-base `: real relays, and another DHCP server` \
 	kea-admin `: perfdhcp, which counts what is lost` \
+	stress-ng `: load on processors, for the tests` \
 	nftables `: a link that loses packets, for the tests` \
 	lldpd `: a neighbour by LLDP, for the tests` \
 	aria2 transmission-cli `: BitTorrent clients for the tests` \

@@ -5,15 +5,18 @@
 
 use std::future::Future;
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde::de::DeserializeOwned;
 
 use super::console::{say, say_error};
 use super::options::Token;
 use crate::error::{Error, Kind, OrFail, Result};
-use crate::link::{Hello, Help, Issued, POLL_SECONDS, Problem, Progress, Report, SwarmReport, Welcome};
+use crate::link::{
+    Hello, Help, Issued, POLL_SECONDS, Partner, PartnerAsk, Problem, Progress, Received, Report, SwarmReport, Welcome,
+};
 use crate::machine::{Digest, MachineId};
 use crate::swarm::BackOff;
 use crate::swarm::announce::Answer;
@@ -23,6 +26,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(30);
 /// The appliance holds a question for orders open on purpose; past this it is gone.
 const POLL: Duration = Duration::from_secs(POLL_SECONDS + 20);
+/// Of a stream that measures.
+const PIECE: usize = 256 << 10;
 const PROGRESS: Duration = Duration::from_secs(5);
 /// No answer to the agent is longer than this; a manifest has a limit of its own.
 const ANSWER_MAX: usize = 4 << 20;
@@ -64,6 +69,15 @@ pub enum Wanted {
     Nobody,
     /// Hosts do not help here.
     Never,
+    /// No answer, or none that is understood.
+    Lost,
+}
+
+/// What came of a question for a machine to measure the network with.
+pub enum Met {
+    Partner(Partner),
+    /// Nobody in the time of one question.
+    Nobody,
     /// No answer, or none that is understood.
     Lost,
 }
@@ -168,6 +182,53 @@ impl Appliance {
         }
     }
 
+    /// Once, held open.
+    pub async fn partner(&self, ask: &PartnerAsk) -> Met {
+        let path = format!("/agent/v1/{}/partner", self.machine());
+        let Ok(response) = self.request(Method::POST, &path).timeout(POLL).json(ask).send().await else {
+            return Met::Lost;
+        };
+        match response.status() {
+            StatusCode::NO_CONTENT => Met::Nobody,
+            status if status.is_success() => {
+                let partner = body(response, ANSWER_MAX).await.ok().and_then(|b| serde_json::from_slice(&b).ok());
+                partner.map_or(Met::Lost, Met::Partner)
+            }
+            _ => Met::Lost,
+        }
+    }
+
+    /// Bytes that come in this time. `None`: it measures with another machine.
+    pub async fn stream_from(&self, time: Duration) -> Result<Option<u64>> {
+        let request = self.request(Method::GET, &self.stream_path()).timeout(time + ANSWER);
+        let Some(mut response) = streamed(request).await? else { return Ok(None) };
+        let (end, mut bytes) = (Instant::now() + time, 0);
+        while Instant::now() < end {
+            match response.chunk().await.or_fail(Kind::Unreachable, "burn.stream", || "the stream broke")? {
+                Some(piece) => bytes += piece.len() as u64,
+                None => break,
+            }
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Bytes that the appliance got in this time. `None`: it measures with another machine.
+    pub async fn stream_to(&self, time: Duration) -> Result<Option<u64>> {
+        let (piece, end) = (Bytes::from(vec![0x5a; PIECE]), Instant::now() + time);
+        let pieces = futures::stream::iter(std::iter::from_fn(move || {
+            (Instant::now() < end).then(|| Ok::<_, std::io::Error>(piece.clone()))
+        }));
+        let request = self.request(Method::POST, &self.stream_path()).timeout(time + ANSWER);
+        let Some(response) = streamed(request.body(reqwest::Body::wrap_stream(pieces))).await? else { return Ok(None) };
+        let said = body(response, ANSWER_MAX).await.ok().and_then(|b| serde_json::from_slice::<Received>(&b).ok());
+        let odd = || Error::refused("burn.stream", "the appliance does not say what it received");
+        said.map(|said| Some(said.bytes)).ok_or_else(odd)
+    }
+
+    fn stream_path(&self) -> String {
+        format!("/agent/v1/{}/stream", self.machine())
+    }
+
     /// The signed manifest, unchecked.
     pub async fn manifest(&self, digest: Digest) -> Result<Vec<u8>> {
         let path = format!("/images/{digest}/manifest");
@@ -246,6 +307,16 @@ fn with_token(request: RequestBuilder, token: Option<&Token>) -> RequestBuilder 
     match token {
         Some(token) => request.bearer_auth(token.secret()),
         None => request,
+    }
+}
+
+async fn streamed(request: RequestBuilder) -> Result<Option<reqwest::Response>> {
+    let sent = request.send().await.map_err(reqwest::Error::without_url);
+    let response = sent.or_fail(Kind::Unreachable, "burn.stream", || "the appliance is not there to measure with")?;
+    match response.status() {
+        StatusCode::TOO_MANY_REQUESTS => Ok(None),
+        status if status.is_success() => Ok(Some(response)),
+        status => Err(Error::refused("burn.stream", format!("the appliance does not measure: {status}"))),
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod appliance;
 mod block;
+mod burn;
 mod check;
 mod console;
 mod deploy;
@@ -183,6 +184,7 @@ impl Agent {
         }
         match (order, self.options.mode) {
             (Order::Commission { bmc_user }, Mode::Ram) => self.commission(bmc_user, meter).await,
+            (Order::BurnIn(order), Mode::Ram) => burn::burn_in(self, number, &order, meter).await,
             (Order::Deploy(order), Mode::Ram) => deploy::deploy(self, number, &order, meter).await,
             (Order::Erase { keep }, Mode::Ram) => self.erase(keep, meter).await,
             (Order::Verify(order), Mode::Resident) => check::check(self, &order, meter).await,

@@ -65,6 +65,7 @@ pub async fn hello(
         seen_on: Default::default(),
     };
     let id = s.engine.submit(About::Agent(hello.machine), event).await?;
+    s.engine.want_burn_in(id).await?;
     let machine = s.engine.find(&id.to_string())?;
     Ok(Json(Welcome { machine: id, name: machine.name.clone(), token: s.engine.token(id) }))
 }

@@ -12,12 +12,15 @@ use futures::StreamExt;
 use serde::Deserialize;
 use tokio_stream::wrappers::BroadcastStream;
 
-use super::view::{DeployRequest, EventView, MachineList, MachineView, PortView, PowerRequest, StageTime, Waiting};
+use super::view::{
+    BurnRequest, BurnView, DeployRequest, EventView, MachineList, MachineView, PortView, PowerRequest, StageTime,
+    Waiting,
+};
 use super::{Failure, Shared};
 use crate::engine::{About, Engine};
 use crate::error::{Error, Result};
 use crate::judge::cohort::CohortView;
-use crate::lifecycle::{Event, Machine, Order, State as Lifecycle};
+use crate::lifecycle::{BurnIn, Event, Machine, Order, State as Lifecycle};
 use crate::machine::select_target;
 use crate::role::disks;
 
@@ -61,12 +64,25 @@ pub fn view_of(engine: &Engine, m: &Machine, whole: bool) -> MachineView {
             .iter()
             .map(|t| StageTime { state: t.state.clone(), seconds: t.millis as f64 / 1000.0 })
             .collect(),
+        burn: m.burn.as_ref().map(burn_view),
         inventory: m.inventory.as_deref().filter(|_| whole).cloned(),
         checks: if whole { m.checks.clone() } else { Vec::new() },
         recheck: m.recheck.clone().filter(|_| whole),
         measured: if whole { m.measured.clone() } else { Vec::new() },
         findings: m.findings.clone(),
         passport: passport.filter(|_| whole),
+    }
+}
+
+fn burn_view(burn: &BurnIn) -> BurnView {
+    BurnView {
+        profile: burn.profile.name.clone(),
+        began: burn.began,
+        ended: burn.ended,
+        stopped: burn.stopped,
+        tests: burn.profile.tests().len(),
+        done: burn.done.clone(),
+        restarts: burn.restarts,
     }
 }
 
@@ -175,6 +191,22 @@ pub async fn check(State(s): State<Shared>, Path(name): Path<String>) -> Result<
 pub async fn retire(State(s): State<Shared>, Path(name): Path<String>) -> Result<Json<MachineView>, Failure> {
     let machine = s.engine.find(&name)?;
     tell(&s, &machine, Event::RetireRequested).await
+}
+
+pub async fn burn(
+    State(s): State<Shared>,
+    Path(name): Path<String>,
+    request: std::result::Result<Json<BurnRequest>, JsonRejection>,
+) -> Result<Json<MachineView>, Failure> {
+    let machine = s.engine.find(&name)?;
+    let request = body(request)?;
+    let wanted = s.engine.burn_in(&request.profile, request.overwrite)?;
+    tell(&s, &machine, wanted).await
+}
+
+pub async fn stop_burn(State(s): State<Shared>, Path(name): Path<String>) -> Result<Json<MachineView>, Failure> {
+    let machine = s.engine.find(&name)?;
+    tell(&s, &machine, Event::BurnInStopped).await
 }
 
 pub async fn power(

@@ -4,6 +4,7 @@
 mod agent;
 mod bmc;
 mod boot;
+pub mod burn;
 pub mod client;
 pub mod console;
 pub mod firmware;
@@ -64,6 +65,8 @@ pub fn people(shared: Shared) -> Router {
         .route("/api/v1/machines/{machine}/retry", post(machines::retry))
         .route("/api/v1/machines/{machine}/check", post(machines::check))
         .route("/api/v1/machines/{machine}/retire", post(machines::retire))
+        .route("/api/v1/machines/{machine}/burn", post(machines::burn))
+        .route("/api/v1/machines/{machine}/burn/stop", post(machines::stop_burn))
         .route("/api/v1/machines/{machine}/power", post(machines::power))
         .route("/api/v1/machines/{machine}/health", get(health::show))
         .route("/api/v1/bmc/found", get(bmc::found))

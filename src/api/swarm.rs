@@ -114,7 +114,7 @@ async fn help(
 }
 
 /// Where the machine stands, as listed or as its switch port suggests; else the switch stands for the rack.
-fn rack_of(machine: &Machine) -> &str {
+pub(super) fn rack_of(machine: &Machine) -> &str {
     let place = machine.place.as_ref().or_else(|| machine.suggested_place());
     let switch = || machine.seen_on.values().next().map(|seen| seen.at.switch.as_str());
     place.map(|place| place.rack.as_str()).or_else(switch).unwrap_or_default()

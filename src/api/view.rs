@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bmc::sol::hub::Status;
-use crate::lifecycle::Recheck;
+use crate::lifecycle::{Recheck, TestDone};
 use crate::link::{Check, Measured, Problem, Progress};
 use crate::machine::{Finding, Firmware, Hostname, Inventory, MacAddr, MachineId, Place, Roles, Serial, TargetRule};
 
@@ -43,6 +43,9 @@ pub struct MachineView {
     /// Only in `broken`.
     pub problem: Option<Problem>,
     pub times: Vec<StageTime>,
+    /// The burn-in that is under way, or the last one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub burn: Option<BurnView>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub inventory: Option<Inventory>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
@@ -109,6 +112,31 @@ pub struct DeployRequest {
     /// Time `dd` of as many bytes first, for the benchmark.
     #[serde(default)]
     pub compare_with_dd: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BurnView {
+    pub profile: String,
+    /// Milliseconds since 1970; absent while it waits for inventory and firmware.
+    pub began: Option<i64>,
+    pub ended: Option<i64>,
+    /// An operator cut it short.
+    pub stopped: bool,
+    /// Tests in all, and those that are done.
+    pub tests: usize,
+    pub done: Vec<TestDone>,
+    pub restarts: u32,
+}
+
+/// `POST /api/v1/machines/{machine}/burn`; `…/burn/stop` cuts it short.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BurnRequest {
+    /// `quick`, `standard`, `soak`.
+    pub profile: String,
+    /// Also write to disks that hold data.
+    #[serde(default)]
+    pub overwrite: bool,
 }
 
 /// `POST /api/v1/machines/{machine}/power`

@@ -25,6 +25,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::ipmi::sensor::Level;
 pub use command::{
     AddressFrom, Answer, Bios, BiosAttributes, BootDevice, BootOverride, BootSeen, ChassisState, Clock, Command,
     Component, Fault, Info, Log, LogEntry, Network, Outcome, Part, Power, Sensor, SensorLimits, SetNetwork, Severity,

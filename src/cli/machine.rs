@@ -9,7 +9,7 @@ use super::remote::Remote;
 use super::show;
 use crate::api::client::{Client, segment};
 use crate::api::health::HealthView;
-use crate::api::view::{DeployRequest, EventView, MachineList, MachineView, PowerRequest};
+use crate::api::view::{BurnRequest, DeployRequest, EventView, MachineList, MachineView, PowerRequest};
 use crate::error::{Error, Kind, Result};
 use crate::machine::{Hostname, Roles, TargetRule};
 use crate::swarm::tracker::SwarmList;
@@ -72,6 +72,22 @@ enum Command {
     },
     /// Take a machine out of service for good.
     Retire { machine: String },
+    /// Load every part of a machine that is ready, and look whether it stands that. Orders wait until it is over.
+    Burn {
+        machine: String,
+        /// quick (two minutes), standard (half an hour) or soak (a day).
+        #[arg(long, default_value = "standard", conflicts_with = "stop")]
+        profile: String,
+        /// Also write to disks that hold data. It is gone after that.
+        #[arg(long, conflicts_with = "stop")]
+        overwrite: bool,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+        /// Leave the rest of the burn-in that is under way.
+        #[arg(long)]
+        stop: bool,
+    },
     /// on, off, cycle, reset or soft, through its BMC.
     Power { machine: String, action: String },
 }
@@ -121,6 +137,17 @@ pub async fn run(args: Args) -> Result<()> {
         Command::Retry { machine } => steer(&client, args.remote.json, &path(&machine, "/retry"), &json!({})).await?,
         Command::Check { machine, no_wait } => check(&client, args.remote.json, &path(&machine, ""), no_wait).await?,
         Command::Retire { machine } => steer(&client, args.remote.json, &path(&machine, "/retire"), &json!({})).await?,
+        Command::Burn { machine, stop: true, .. } => {
+            steer(&client, args.remote.json, &path(&machine, "/burn/stop"), &json!({})).await?;
+        }
+        Command::Burn { machine, profile, overwrite, yes, stop: false } => {
+            if overwrite && !yes {
+                let view: MachineView = client.get(&path(&machine, "")).await?;
+                confirm(&view.name)?;
+            }
+            let request = BurnRequest { profile, overwrite };
+            steer(&client, args.remote.json, &path(&machine, "/burn"), &request).await?;
+        }
         Command::Power { machine, action } => {
             steer(&client, args.remote.json, &path(&machine, "/power"), &PowerRequest { action }).await?;
         }

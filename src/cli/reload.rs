@@ -104,6 +104,7 @@ impl Reload {
             ("site", format!("{:?}", new.site) == format!("{:?}", self.current.site)),
             ("api", format!("{:?}", new.api) == format!("{:?}", self.current.api)),
             ("swarm", format!("{:?}", new.swarm) == format!("{:?}", self.current.swarm)),
+            ("commission", format!("{:?}", new.commission) == format!("{:?}", self.current.commission)),
             ("host", format!("{:?}", new.host) == format!("{:?}", self.current.host)),
         ] {
             if !same {

@@ -98,6 +98,7 @@ pub async fn run(args: Args) -> Result<()> {
             Some(folder) => Set::load(folder)?,
             None => Set::built_in().clone(),
         },
+        burn: config.commission.profile()?,
         boot_limit: config.boot.boot_limit,
         switches: switches.clone(),
     };
@@ -148,7 +149,7 @@ pub async fn run(args: Args) -> Result<()> {
     let swarms = api::swarm::Site { engine: engine.clone(), tracker };
     tokio::spawn(api::swarm::watch(swarms.clone(), stop.clone()));
     let router = api::agents(shared.clone()).merge(boot::http::router(boot_site.clone()));
-    let router = router.merge(api::swarm::agents(swarms.clone()));
+    let router = router.merge(api::swarm::agents(swarms.clone())).merge(api::burn::agents(engine.clone()));
     let router = router.merge(switch::http::router(switches));
     let router = torrents.into_iter().fold(router, |router, torrents| router.merge(api::torrent::router(torrents)));
     let find = move |path: &str| {

@@ -2,7 +2,7 @@
 
 use comfy_table::{ContentArrangement, Table, presets};
 
-use crate::api::view::{EventView, MachineView};
+use crate::api::view::{BurnView, EventView, MachineView};
 use crate::boot::monitor::Status;
 use crate::boot::switch::{Report, State, SwitchReport};
 use crate::image::Catalogue;
@@ -77,6 +77,9 @@ pub fn machine(m: &MachineView, swarms: Option<&SwarmList>) -> String {
     if !m.findings.is_empty() {
         lines.push(String::new());
     }
+    if let Some(burn) = &m.burn {
+        lines.extend([burn_in(burn), String::new()]);
+    }
     lines.extend(m.ports.iter().map(|p| format!("on {} {} ({})", p.switch, p.port, p.mac)));
     for problem in &m.cabling {
         lines.push(format!("  warning: {} [{}]", problem.title, problem.code));
@@ -130,6 +133,23 @@ pub fn recheck(r: &Recheck) -> String {
         }
     }
     lines.join("\n")
+}
+
+/// How far a burn-in is, or how it ended, and what was left out of it.
+fn burn_in(burn: &BurnView) -> String {
+    let state = match (burn.began, burn.ended, burn.stopped) {
+        (None, ..) => "waits for inventory and firmware".to_owned(),
+        (Some(_), None, _) => "under way".to_owned(),
+        (_, Some(at), true) => format!("cut short {}", date(at)),
+        (_, Some(at), false) => format!("ended {}", date(at)),
+    };
+    let restarts = if burn.restarts > 0 { format!(", restarted {} times", burn.restarts) } else { String::new() };
+    let head = format!("burn-in {}: {state}, {} of {} tests{restarts}", burn.profile, burn.done.len(), burn.tests);
+    let tests = burn.done.iter().flat_map(|done| {
+        let notes = done.notes.iter().map(|note| format!("    {note}"));
+        [format!("  {:<14}{:8.1} s", done.test, done.seconds)].into_iter().chain(notes)
+    });
+    [head].into_iter().chain(tests).collect::<Vec<_>>().join("\n")
 }
 
 /// One machine in one swarm, in a line.

@@ -15,8 +15,10 @@ use crate::boot::config::BootConfig;
 use crate::boot::script::Scripts;
 use crate::boot::switch::config::{self as switch, Services, Switch};
 use crate::error::{Error, Kind, OrFail, Result};
+use crate::link::BurnProfile;
 use crate::machine::Hostname;
 use crate::outlet;
+use crate::template::burn;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,6 +37,8 @@ pub struct Config {
     pub bmc: Bmc,
     #[serde(default)]
     pub firmware: Firmware,
+    #[serde(default)]
+    pub commission: Commission,
     /// What every switch is told besides its own entry.
     #[serde(default)]
     pub services: Services,
@@ -233,6 +237,33 @@ impl Default for Firmware {
     }
 }
 
+/// What machines go through before they are ready.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Commission {
+    /// Burn-in profile: `quick`, `standard`, `soak`, or `off`.
+    pub burn: String,
+}
+
+impl Default for Commission {
+    fn default() -> Self {
+        Self { burn: "quick".into() }
+    }
+}
+
+impl Commission {
+    /// `None`: machines are not burned in unless an operator asks for it.
+    pub fn profile(&self) -> Result<Option<BurnProfile>> {
+        match self.burn.as_str() {
+            "off" => Ok(None),
+            name => burn::profile(name).map(Some).map_err(|e| {
+                Error::config("config.invalid", format!("commission.burn: {}", e.message()))
+                    .hint(format!("{}, or off", e.next_step().unwrap_or("there are profiles")))
+            }),
+        }
+    }
+}
+
 /// What every delivered host has to meet.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -302,6 +333,7 @@ impl Config {
         config.boot.check()?;
         config.power.check()?;
         config.bmc.check()?;
+        config.commission.profile()?;
         switch::check(&config.switches, &config.boot)?;
         let swarm = config.swarm.port.get();
         if swarm == config.boot.port() || swarm == config.api.listen.port() {

@@ -45,6 +45,15 @@ impl Engine {
                 findings.iter_mut().for_each(|finding| finding.severity = finding.severity.min(Severity::Warning));
                 findings
             }
+            Outcome::Tested(tested) => {
+                let mut findings = tested.findings.clone();
+                if let Some(inventory) = machine.inventory.as_deref() {
+                    let model = model_of(machine, inventory, &models);
+                    let floors = model.map_or(Floors::new(), |model| model.floors.clone());
+                    findings.extend(self.cohorts().judge(inventory, values(machine), &mut tested.measured, &floors));
+                }
+                findings
+            }
             _ => Vec::new(),
         }
     }

@@ -7,6 +7,7 @@
 mod baseline;
 mod bmc;
 mod bmc_setup;
+mod burn;
 mod climb;
 pub mod consoles;
 mod effects;
@@ -42,7 +43,7 @@ use crate::firmware::Depot;
 use crate::image::sign::SigningKey;
 use crate::judge::cohort::Cohorts;
 use crate::lifecycle::{Event, Machine, Millis};
-use crate::link::{Issued, Mode, Progress};
+use crate::link::{BurnProfile, Issued, Mode, Progress};
 use crate::machine::{MacAddr, MachineId, Secret, Serial};
 use crate::outlet::Outlets;
 use crate::store::Db;
@@ -91,6 +92,8 @@ pub struct Site {
     pub bmc_setup: BmcSetup,
     /// What a host must show before it is handed off.
     pub checks: check::Set,
+    /// What every machine is put through before it is ready.
+    pub burn: Option<BurnProfile>,
     /// Network boots in one state after which a machine is held.
     pub boot_limit: u32,
     /// The port map is asked where a machine is plugged in.

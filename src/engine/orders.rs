@@ -4,7 +4,7 @@ use super::Engine;
 use crate::check::{self, Declared};
 use crate::error::{Error, Result};
 use crate::lifecycle::{Machine, OWN_BMC_USER, Order as Ordered, State, Task, task};
-use crate::link::{BmcUser, Deploy, Issued, Leave, Mode, Order, ReadBack, Verify};
+use crate::link::{BmcUser, BurnIn, Deploy, Issued, Leave, Mode, Order, ReadBack, Verify};
 use crate::machine::MachineId;
 use crate::template::seed::{self, Facts};
 
@@ -23,6 +23,16 @@ impl Engine {
         let order = match task(machine, mode) {
             Task::Wait { reason } => Order::Wait { reason },
             Task::Commission => Order::Commission { bmc_user: self.bmc_user(machine) },
+            Task::BurnIn => {
+                let burn = machine
+                    .burning()
+                    .ok_or_else(|| Error::internal("engine.order", "a machine is burned in without a profile"))?;
+                Order::BurnIn(Box::new(BurnIn {
+                    profile: burn.profile.clone(),
+                    done: burn.done(),
+                    overwrite: burn.overwrite,
+                }))
+            }
             Task::Deploy => self.deploy(machine, ordered(machine)?)?,
             Task::Verify => {
                 let ordered = ordered(machine)?;

@@ -141,6 +141,7 @@ fn take(engine: &Engine, draft: &mut Draft, at: Millis, about: &About, event: Ev
     let (machine, mut event) = resolve(engine, draft, at, about, event)?;
     let id = machine.id;
     if let Event::Reported { outcome, findings, .. } = &mut event {
+        engine.add_load(&machine, outcome);
         *findings = engine.judge(&machine, outcome);
     }
     match lifecycle::decide(at, &machine, &event) {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::baseline::BaselineNews;
 use super::cabling::SeenPort;
 use super::ladder::{Climb, Means};
-use crate::link::{Check, Mode, Outcome, Problem};
+use crate::link::{BurnProfile, Check, Mode, Outcome, Problem, Tested};
 use crate::machine::{
     ClientArch, Digest, Finding, Hostname, MacAddr, Place, PowerAction, Roles, Serial, SwitchPort, TargetRule,
 };
@@ -80,6 +80,18 @@ pub enum Event {
     BmcPasswordWanted {
         own: bool,
     },
+    /// It shall be put under load before it is used.
+    BurnInWanted {
+        profile: Box<BurnProfile>,
+        /// Also write to disks that hold data.
+        #[serde(default)]
+        overwrite: bool,
+        /// An operator asked; otherwise the site wants it of every machine.
+        #[serde(default)]
+        asked: bool,
+    },
+    /// The rest of its burn-in is left.
+    BurnInStopped,
     /// What was decided is done; `answer` is what the BMC said.
     ActionDone {
         action: Action,
@@ -127,6 +139,8 @@ impl Event {
             Event::RetireRequested => "retire_requested",
             Event::PowerRequested { .. } => "power_requested",
             Event::BmcPasswordWanted { .. } => "bmc_password_wanted",
+            Event::BurnInWanted { .. } => "burn_in_wanted",
+            Event::BurnInStopped => "burn_in_stopped",
             Event::ActionDone { .. } => "action_done",
             Event::ActionFailed { .. } => "action_failed",
             Event::PassportSigned { .. } => "passport_signed",
@@ -176,6 +190,13 @@ impl Event {
             Event::BmcPasswordWanted { own: true } => "its BMC shall have a password of its own".into(),
             Event::BmcPasswordWanted { own: false } => "its BMC keeps the password of the list".into(),
             Event::ActionDone { action, answer: serde_json::Value::String(answer) } => format!("{action}: {answer}"),
+            Event::BurnInWanted { profile, overwrite, asked } => format!(
+                "burn-in {}{}{}",
+                profile.name,
+                if *asked { " asked for" } else { " wanted by the site" },
+                if *overwrite { "; disks with data may be written to" } else { "" }
+            ),
+            Event::BurnInStopped => "the burn-in is cut short".into(),
             Event::ActionDone { action, .. } => format!("{action}: done"),
             Event::ActionFailed { action, problem } => format!("{action}: failed: {}", problem.title),
             Event::PassportSigned { .. } => "passport signed".into(),
@@ -202,6 +223,8 @@ fn outcome_sentence(outcome: &Outcome) -> String {
             inventory.disks.len(),
             inventory.nics.len()
         ),
+        Outcome::Tested(tested) => tested_sentence(tested),
+        Outcome::BurnedIn => "burned in".into(),
         Outcome::TargetChosen { disk, serial, rule, .. } => {
             format!("will write {disk} (serial {}, by rule {rule})", serial.as_ref().map_or("none", |s| s.as_str()))
         }
@@ -226,6 +249,12 @@ fn outcome_sentence(outcome: &Outcome) -> String {
         Outcome::Leaving => "leaves as ordered".into(),
         Outcome::Failed(problem) => format!("failed: {}", problem.title),
     }
+}
+
+fn tested_sentence(tested: &Tested) -> String {
+    let measured = tested.measured.iter().map(|m| format!("{} {:.1} {}", m.name, m.value, m.unit));
+    let all: Vec<String> = measured.chain(tested.notes.iter().cloned()).collect();
+    format!("burn-in: {} took {:.0} s: {}", tested.test, tested.seconds, all.join(", "))
 }
 
 /// A row of the list of expected machines.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::baseline::Baseline;
+use super::burn::BurnIn;
 use super::cabling::SeenPort;
 use super::event::{BmcAccount, Order, Purchase};
 use super::ladder::Ladder;
@@ -55,6 +56,8 @@ pub struct Machine {
     /// Its firmware and settings, since it was last commissioned.
     #[serde(default)]
     pub baseline: Option<Baseline>,
+    #[serde(default)]
+    pub burn: Option<BurnIn>,
     pub order: Option<Order>,
     /// The disk that this deployment writes, once it is chosen.
     pub target: Option<String>,
@@ -206,6 +209,7 @@ impl Machine {
             measured: Vec::new(),
             findings: Vec::new(),
             baseline: None,
+            burn: None,
             order: None,
             target: None,
             deployed: None,
@@ -265,6 +269,9 @@ impl Machine {
         };
         if let Some(baseline) = self.baseline_running() {
             return here(&baseline.doing);
+        }
+        if let Some(burn) = self.burning() {
+            return here(&burn.now());
         }
         match (&self.state, self.agent_mode()) {
             (State::Expected, _) if self.deadline.is_none() => here("not powered on yet"),

@@ -8,6 +8,7 @@
 //! agent is to do) and [`Machine::waiting`] (why it does not move on by itself).
 
 mod baseline;
+mod burn;
 mod cabling;
 mod event;
 pub mod ladder;
@@ -20,6 +21,7 @@ mod tests;
 
 pub use crate::machine::SwitchPort;
 pub use baseline::{Attempt, Baseline, BaselineEnd, BaselineNews, Finding};
+pub use burn::{BurnIn, TestDone};
 pub use cabling::{Occupant, SeenPort};
 pub use event::{Action, BmcAccount, Event, Expectation, OWN_BMC_USER, Order, Purchase, Refused, Sighting};
 pub use machine::{AgentSeen, BmcPassword, Erased, Machine, Millis, StageTime, State, Waiting};
@@ -132,6 +134,7 @@ pub fn boot_choice(machine: &Machine) -> BootChoice {
 pub enum Task {
     Wait { reason: String },
     Commission,
+    BurnIn,
     Deploy,
     Verify,
     Erase,
@@ -146,6 +149,7 @@ pub fn task(machine: &Machine, mode: Mode) -> Task {
         (State::Commissioning, Mode::Ram) if machine.baseline_running().is_some() => {
             wait("its firmware and settings are brought to their baseline")
         }
+        (State::Commissioning, Mode::Ram) if machine.burning().is_some() => Task::BurnIn,
         (State::Commissioning, Mode::Ram) => Task::Commission,
         (State::Ready | State::Allocated, Mode::Ram) => wait("ready for an order"),
         (State::Deploying, Mode::Ram) => Task::Deploy,

@@ -2,6 +2,7 @@
 //! same machine, and nothing is delivered without its checks.
 
 mod baseline;
+mod burn;
 mod ladder;
 
 use proptest::prelude::*;
@@ -538,6 +539,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(deployed(9)),
         Just(checked(Role::Kvm, None)),
         Just(checked(Role::Kvm, Some("services"))),
+        burn::any_tested(),
+        Just(Outcome::BurnedIn),
         Just(Outcome::Leaving),
         Just(Outcome::Erased { disks: vec![], how: "discard".into(), proof: vec![], inventory: None }),
         Just(Outcome::Failed(problem.clone())),
@@ -561,6 +564,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::ActionDone { action: Action::ChangeBmcPassword, answer: serde_json::json!({ "length": 16 }) }),
         Just(Event::PassportSigned { passport: serde_json::json!({}) }),
         baseline::any_news(),
+        any::<bool>().prop_map(burn::wanted),
+        Just(Event::BurnInStopped),
         Just(Event::Noted { sentence: "snponly.efi did not start".into() }),
         Just(Event::Unanswered { why: "no subnet".into() }),
         ladder::means().prop_map(|means| Event::Due { means }),

@@ -1,5 +1,6 @@
 //! Facts in, rendered documents out. Templates are part of the binary; a missing key is an error, never an empty string.
 
+pub mod burn;
 pub mod seed;
 
 use minijinja::{Environment, UndefinedBehavior, Value};

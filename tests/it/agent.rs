@@ -41,25 +41,32 @@ const OLD: u8 = 0xaa;
 // ---- the disk ----
 
 /// A loop device over a sparse file with old data at both ends. Detached and deleted when dropped.
-struct TestDisk {
+pub struct TestDisk {
     device: PathBuf,
     file: tempfile::NamedTempFile,
 }
 
 impl TestDisk {
-    fn new(size: u64) -> Self {
+    pub fn new(size: u64) -> Self {
+        let disk = Self::blank(size);
+        let old = vec![OLD; 64 * MIB];
+        let device = File::options().write(true).open(&disk.device).unwrap();
+        device.write_all_at(&old, 0).unwrap();
+        device.write_all_at(&old[..32 * MIB], size - 32 * MIB as u64).unwrap();
+        device.sync_all().unwrap();
+        disk
+    }
+
+    pub fn blank(size: u64) -> Self {
         let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         file.as_file().set_len(size).unwrap();
-        let old = vec![OLD; 64 * MIB];
-        file.as_file().write_all_at(&old, 0).unwrap();
-        file.as_file().write_all_at(&old[..32 * MIB], size - 32 * MIB as u64).unwrap();
         let output = Command::new("losetup").args(["-f", "--show"]).arg(file.path()).output().unwrap();
         assert!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
         Self { device: String::from_utf8(output.stdout).unwrap().trim().into(), file }
     }
 
     /// Through the page cache of the device, as the next user would see it.
-    fn read(&self, offset: u64, len: usize) -> Vec<u8> {
+    pub fn read(&self, offset: u64, len: usize) -> Vec<u8> {
         let mut device = File::open(&self.device).unwrap();
         device.seek(SeekFrom::Start(offset)).unwrap();
         let mut bytes = vec![0; len];
@@ -67,7 +74,7 @@ impl TestDisk {
         bytes
     }
 
-    fn untouched(&self) -> bool {
+    pub fn untouched(&self) -> bool {
         self.read(0, 64 * MIB).iter().all(|b| *b == OLD) && self.read(DISK - MIB as u64, MIB).iter().all(|b| *b == OLD)
     }
 }
@@ -79,14 +86,14 @@ impl Drop for TestDisk {
 }
 
 /// A machine made of folders: its disks are what we say, not what is built into this one.
-struct Machine {
+pub struct Machine {
     /// Deleted with the machine.
     _dir: tempfile::TempDir,
-    roots: Roots,
+    pub roots: Roots,
 }
 
 impl Machine {
-    fn new(disks: &[(&str, &TestDisk)]) -> Self {
+    pub fn new(disks: &[(&str, &TestDisk)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let roots = Roots { sys: at("sys"), proc: at("proc"), dev: at("dev"), run: at("run"), state: at("state") };
@@ -411,7 +418,6 @@ fn deploy(digest: Digest, target: TargetRule) -> Order {
         network_config: "version: 2\n".into(),
     };
     Order::Deploy(Box::new(Deploy {
-        setup: Default::default(),
         manifest: digest,
         target,
         seed,
@@ -431,10 +437,10 @@ fn deploy_again(digest: Digest, reuse: bool) -> Order {
 }
 
 /// An agent that lives for as long as this does.
-struct Living(tokio::task::JoinHandle<rackline::error::Result<()>>);
+pub struct Living(tokio::task::JoinHandle<rackline::error::Result<()>>);
 
 impl Living {
-    fn start(options: Options) -> Self {
+    pub fn start(options: Options) -> Self {
         Self(tokio::spawn(run(options)))
     }
 }
@@ -994,7 +1000,7 @@ async fn erasing_keeps_the_kept_and_blanks_the_rest() {
     let order = Order::Erase { keep: vec![Serial::parse("SER-vdb").unwrap()] };
     let appliance = Appliance::new(image(IMAGE), order, Faults::default(), || ());
     let end = end_of_order(&appliance, &machine).await;
-    let Outcome::Erased { disks, how } = end else { panic!("{end:?}") };
+    let Outcome::Erased { disks, how, .. } = end else { panic!("{end:?}") };
     assert_eq!(disks, ["vda"]);
     assert!(how.starts_with("vda: "), "{how}");
     for at in [0, DISK - 16 * MIB as u64] {

@@ -29,6 +29,7 @@ pub async fn site(dir: &Path) -> Site {
         seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
         bmc_setup: Default::default(),
         checks: rackline::check::Set::built_in().clone(),
+        burn: None,
         boot_limit: 6,
         switches: Default::default(),
     }

@@ -92,7 +92,6 @@ impl Site {
         let db = Db::open(&self.dir.path().join("state")).await.unwrap();
         let mut machine = Machine::new(MachineId::generate(), "web01".into(), 0, State::Deploying);
         machine.order = Some(Order {
-            setup: Default::default(),
             role: Role::Kvm.into(),
             image_name: "kvm".into(),
             manifest,

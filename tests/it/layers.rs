@@ -19,7 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("judge", &["link"]),
     ("lifecycle", &["check", "link", "role"]),
     ("outlet", &[]),
-    ("config", &["boot", "outlet"]),
+    ("config", &["boot", "link", "outlet", "template"]),
     ("store", &["lifecycle", "link"]),
     ("httpd", &["count"]),
     ("boot", &["count", "httpd", "store", "template"]),

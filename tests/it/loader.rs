@@ -45,6 +45,10 @@ pub async fn engine(dir: &Path) -> Engine {
 
 /// The API for people, with a boot configuration and no sockets.
 pub fn people(dir: &Path, engine: &Engine, config: &BootConfig) -> axum::Router {
+    api::people(shared(dir, engine, config))
+}
+
+pub fn shared(dir: &Path, engine: &Engine, config: &BootConfig) -> Shared {
     let key = SigningKey::load_or_create(&dir.join("signing.key")).unwrap().public();
     let scripts = Arc::new(Scripts::new(config, &key.to_string()).unwrap());
     let files = Arc::new(Files::installed().unwrap());
@@ -56,7 +60,7 @@ pub fn people(dir: &Path, engine: &Engine, config: &BootConfig) -> axum::Router 
     let boot = Arc::new(Explainer { dhcp, loaders, policy, preview: Arc::new(engine.clone()) });
     let library = Arc::new(Library::open(&dir.join("images"), &[key]).unwrap());
     let web = Arc::default();
-    api::people(Shared {
+    Shared {
         engine: engine.clone(),
         library,
         boot,
@@ -65,7 +69,7 @@ pub fn people(dir: &Path, engine: &Engine, config: &BootConfig) -> axum::Router 
         torrents: None,
         ssh_keys: Arc::new([]),
         roles: Templates::new(None),
-    })
+    }
 }
 
 async fn explain(people: &axum::Router, what: &str) -> Result<Explanation, String> {

@@ -12,6 +12,7 @@ mod bmc_setup;
 mod bmc_sim;
 mod bmc_ssdp;
 mod boot;
+mod burn;
 mod checks;
 mod cohort;
 mod config;

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use crate::agent::roots::Roots;
 use crate::agent::{blocking, tool};
 use crate::error::{Error, Result};
-use crate::machine::{Cpu, Disk, Firmware, InBandBmc, Inventory, MacAddr, Neighbour, Serial, System};
+use crate::machine::{Cpu, Disk, Firmware, InBandBmc, Inventory, MacAddr, Neighbour, Nic, Serial, System};
 
 pub use block::in_use;
 pub use smart::{Answers, ask as drives};
@@ -150,6 +150,10 @@ async fn running_lldpd(roots: &Roots, gaps: &mut Vec<String>) -> BTreeMap<String
 
 pub fn disks(roots: &Roots) -> Result<Vec<Disk>> {
     block::read(&roots.sys, &BTreeMap::new())
+}
+
+pub fn nics(roots: &Roots) -> Result<Vec<Nic>> {
+    net::read(roots)
 }
 
 /// What the first words need: quickly read and enough to tell which machine this is.

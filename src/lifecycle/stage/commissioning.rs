@@ -1,5 +1,6 @@
 //! The agent takes the inventory and measures; firmware and settings are brought to the baseline of the model; and where that
-//! changed anything, the agent of the new boot takes the inventory again.
+//! changed anything, the agent of the new boot takes the inventory again. Then it is burned in, where that is wanted
+//! ([`burning`]).
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use super::super::baseline::{Baseline, BaselineEnd, BaselineNews};
 use super::super::event::{Action, BmcAccount, Event, OWN_BMC_USER, Refused};
 use super::super::ladder;
 use super::super::machine::State;
-use super::{BASELINE, COMMISSION, change_bmc_password, problem, ready, unwelcome};
+use super::{BASELINE, COMMISSION, burning, change_bmc_password, problem, ready, unwelcome};
 use crate::link::{Outcome, Problem};
 use crate::machine::{Finding, Severity};
 
@@ -16,6 +17,9 @@ use crate::machine::{Finding, Severity};
 const RMCP: u16 = 623;
 
 pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
+    if burning::on(turn, event)? {
+        return Ok(());
+    }
     match event {
         Event::Ordered(order) => turn.machine.order = Some(order.clone()),
         Event::Reported { outcome: Outcome::Commissioned { inventory, measured, bmc_user_made }, findings, .. } => {
@@ -38,6 +42,7 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
                 done(turn);
             }
         }
+        Event::BurnInWanted { profile, overwrite, asked } => return burning::wanted(turn, profile, *overwrite, *asked),
         Event::Baseline(news) => return baseline(turn, news),
         Event::Due { .. } if turn.machine.baseline_running().is_some() => turn.broken(problem(
             "firmware.silent",
@@ -57,9 +62,13 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
     Ok(())
 }
 
-fn done(turn: &mut Turn) {
+/// A machine with a fault is not put under load. What was found under load is found at the end of it.
+pub fn done(turn: &mut Turn) {
     if let Some(problem) = faults(&turn.machine.findings) {
         turn.broken(problem);
+        return;
+    }
+    if burning::begin(turn) {
         return;
     }
     turn.enter(State::Ready);

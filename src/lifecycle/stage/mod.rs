@@ -2,6 +2,7 @@
 //! every stage, and the ladder that a machine climbs when a deadline passes.
 
 pub mod broken;
+pub mod burning;
 pub mod commissioning;
 pub mod delivered;
 pub mod deploying;
@@ -29,6 +30,8 @@ pub const AGENT_BOOT: Millis = 5 * MINUTE;
 pub const COMMISSION: Millis = 10 * MINUTE;
 /// Bringing firmware and settings to their baseline: two BMC updates of an hour, and a slow server that restarts twice.
 pub const BASELINE: Millis = 180 * MINUTE;
+/// Beyond what the next test of a burn-in takes: a drive that hangs, a BMC that starts the machine again.
+pub const BURN_SLACK: Millis = 15 * MINUTE;
 /// From the order to the chosen disk, with an agent that waits for orders.
 pub const PICK_UP: Millis = 2 * MINUTE;
 /// Writing and reading back an image.

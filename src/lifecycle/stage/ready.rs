@@ -3,13 +3,18 @@
 use super::super::Turn;
 use super::super::event::{Event, Refused};
 use super::super::machine::State;
-use super::{PICK_UP, unwelcome};
+use super::{PICK_UP, burning, unwelcome};
 
 pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
     match event {
         Event::Ordered(order) => {
             turn.machine.order = Some(order.clone());
             start_if_ordered(turn);
+            Ok(())
+        }
+        Event::BurnInWanted { asked: false, .. } => Err(Refused::Nothing),
+        Event::BurnInWanted { profile, overwrite, .. } => {
+            burning::again(turn, profile, *overwrite);
             Ok(())
         }
         other => unwelcome(turn, other),

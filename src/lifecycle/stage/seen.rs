@@ -14,6 +14,7 @@ pub fn on(turn: &mut Turn, event: &Event) -> Result<(), Refused> {
             turn.enter(State::Enlisted);
             turn.enter(State::Commissioning);
             turn.machine.baseline = None;
+            turn.machine.burn = None;
             turn.expect_within(COMMISSION);
         }
         Event::Sighted(sighting) if sighting.boots => turn.expect_within(AGENT_BOOT),
