@@ -104,6 +104,7 @@ impl Reload {
             ("site", format!("{:?}", new.site) == format!("{:?}", self.current.site)),
             ("api", format!("{:?}", new.api) == format!("{:?}", self.current.api)),
             ("swarm", format!("{:?}", new.swarm) == format!("{:?}", self.current.swarm)),
+            ("handoff", format!("{:?}", new.handoff) == format!("{:?}", self.current.handoff)),
             ("host", format!("{:?}", new.host) == format!("{:?}", self.current.host)),
         ] {
             if !same {

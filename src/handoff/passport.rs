@@ -192,9 +192,10 @@ pub mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::check::Set;
     use crate::lifecycle::passport::Energy;
     use crate::lifecycle::{Erased, Order, StageTime, State};
-    use crate::link::{Check, Deployed, ErasedDisk, Erasure, Measured, Partition};
+    use crate::link::{Check, Deployed, ErasedDisk, Erasure, Measured, Partition, Twins};
     use crate::machine::{
         Cpu, Digest, Dimm, Disk, Inventory, MacAddr, MachineId, Nic, Place, Role, Serial, TargetRule,
     };
@@ -249,20 +250,21 @@ pub mod tests {
                 seconds: 3.25,
             }],
         });
-        let ids = crate::lifecycle::passport::HOST_CHECKS.iter().chain(crate::lifecycle::passport::role_checks(role));
-        machine.checks = ids
-            .map(|id| Check {
-                id: (*id).into(),
+        machine.checks = Set::built_in()
+            .of(&role.into())
+            .map(|declared| Check {
+                id: declared.id.clone(),
                 passed: true,
                 expected: "as ordered".into(),
-                found: format!("{id} as ordered, measured 6.1.0-41"),
+                found: format!("{} as ordered, measured 6.1.0-41", declared.id),
                 seconds: 1.0 / 3.0,
-                hint: None,
+                ..Check::default()
             })
             .collect();
         let measured =
             [("memory.copy", 11_234.567, "MB/s"), ("disk.nvme0n1.read", 3_112.0, "MB/s"), ("boot", 41.7, "s")];
-        machine.measured = measured.iter().map(|(name, value, unit)| Measured::new(*name, *value, *unit)).collect();
+        machine.measured = measured.map(|(name, value, unit)| Measured::new(name, value, unit)).into();
+        machine.measured[0].twins = Some(Twins { count: 46, median: 11_100.0, mad: 80.0 });
         machine.times = ["expected", "seen", "commissioning", "deploying"]
             .map(|s| StageTime { state: s.into(), millis: 61_234 })
             .into();

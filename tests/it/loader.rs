@@ -65,6 +65,7 @@ pub fn people(dir: &Path, engine: &Engine, config: &BootConfig) -> axum::Router 
         torrents: None,
         ssh_keys: Arc::new([]),
         roles: Templates::new(None),
+        authority: crate::handoff::authority(),
     })
 }
 

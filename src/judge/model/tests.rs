@@ -107,6 +107,7 @@ fn machine() -> Inventory {
         class,
         name: Some(name.into()),
         driver: None,
+        slot: None,
         numa: None,
         link: None,
         capable: None,
