@@ -10,6 +10,7 @@
 //! | `GET /agent/v1/{machine}/order?after=N` | – | [`Issued`]; held up to [`POLL_SECONDS`] while the number is still `N` |
 //! | `POST /agent/v1/{machine}/progress` | [`Progress`] | 204; kept in memory only |
 //! | `POST /agent/v1/{machine}/report` | [`Report`] | 204 once it is on disk |
+//! | `POST /agent/v1/{machine}/certificate` | [`CertificateRequest`] | [`HostCertificate`], for an installed host |
 //! | `GET /images/{manifest}/manifest` | – | the signed manifest, named by its digest |
 //! | `GET /images/{manifest}/data` | – | the chunk file, with range requests |
 //! | `POST /agent/v1/{machine}/swarm` | [`SwarmReport`] | [`SwarmPlan`], or 204: keep the last one; repeated every [`SWARM_SECONDS`] while the machine fetches or serves |
@@ -171,6 +172,32 @@ pub struct Verify {
     /// What the host has to show.
     #[serde(default)]
     pub checks: Vec<Declared>,
+    /// The host gets a certificate of the site, and its services show it.
+    #[serde(default)]
+    pub tls: bool,
+}
+
+/// A public key that wants a certificate, and the proof that the sender has the private half.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateRequest {
+    /// Uncompressed point on P-256 (SEC 1 section 2.3.3), in hexadecimal.
+    pub public_key: String,
+    /// ECDSA with SHA-256 over [`CertificateRequest::statement`], in DER and hexadecimal.
+    pub proof: String,
+}
+
+impl CertificateRequest {
+    /// What is signed; `who` is the id of a machine or the name of a client.
+    pub fn statement(who: &str, public_key: &str) -> String {
+        format!("rackline certificate request\n{who}\n{public_key}\n")
+    }
+}
+
+/// Both in PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostCertificate {
+    pub certificate: String,
+    pub authority: String,
 }
 
 /// How far the agent is with an order. Not kept: the next one replaces it.

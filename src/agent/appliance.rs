@@ -15,7 +15,8 @@ use super::console::{say, say_error};
 use super::options::Token;
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::link::{
-    Hello, Help, Issued, POLL_SECONDS, Partner, PartnerAsk, Problem, Progress, Received, Report, SwarmReport, Welcome,
+    CertificateRequest, Hello, Help, HostCertificate, Issued, POLL_SECONDS, Partner, PartnerAsk, Problem, Progress,
+    Received, Report, SwarmReport, Welcome,
 };
 use crate::machine::{Digest, MachineId};
 use crate::swarm::BackOff;
@@ -142,6 +143,13 @@ impl Appliance {
         let path = format!("/agent/v1/{}/report", self.machine());
         let request = self.request(Method::POST, &path).timeout(ANSWER).json(report);
         self.patiently("the appliance to take the report", || nothing(request.try_clone())).await
+    }
+
+    /// For a key that was made here.
+    pub async fn certificate(&self, request: &CertificateRequest) -> Result<HostCertificate> {
+        let path = format!("/agent/v1/{}/certificate", self.machine());
+        let request = self.request(Method::POST, &path).timeout(ANSWER).json(request);
+        self.patiently("the host's certificate", || answer(request.try_clone())).await.map_err(Error::from)
     }
 
     /// Once, briefly: the next one replaces it.

@@ -20,6 +20,7 @@ mod member;
 mod options;
 mod progress;
 mod roots;
+pub mod tls;
 mod tool;
 
 pub use deploy::write_image;

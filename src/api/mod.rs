@@ -8,6 +8,7 @@ pub mod burn;
 pub mod client;
 pub mod console;
 pub mod firmware;
+pub mod handoff;
 pub mod health;
 mod machines;
 pub mod models;
@@ -25,6 +26,7 @@ use axum::routing::{any, get, post};
 use crate::boot::explain::Explainer;
 use crate::boot::monitor::Monitor;
 use crate::engine::Engine;
+use crate::handoff::authority::Authority;
 use crate::httpd;
 use crate::image::Library;
 use crate::role::Templates;
@@ -51,6 +53,8 @@ pub struct Shared {
     pub ssh_keys: Arc<[String]>,
     /// What each role is.
     pub roles: Templates,
+    /// Signs the certificates of hosts and of those who work with them.
+    pub authority: Arc<Authority>,
 }
 
 /// For people and scripts.
@@ -75,6 +79,15 @@ pub fn people(shared: Shared) -> Router {
         .route("/api/v1/machines/{machine}/firmware", get(firmware::machine))
         .route("/api/v1/firmware", get(firmware::stock))
         .route("/api/v1/models", get(models::list))
+        .route("/api/v1/machines/{machine}/passport", get(handoff::passport))
+        .route("/api/v1/machines/{machine}/words", get(handoff::words))
+        .route("/api/v1/passport/key", get(handoff::key))
+        .route("/api/v1/inventory/ansible", get(handoff::ansible))
+        .route("/api/v1/inventory/ansible/{host}", get(handoff::ansible_host))
+        .route("/api/v1/prometheus/targets", get(handoff::prometheus))
+        .route("/api/v1/handoff/clients", post(handoff::client))
+        .route("/api/v1/handoff/receivers", get(handoff::receivers))
+        .route("/api/v1/handoff/receivers/{receiver}/again", post(handoff::again))
         .route("/api/v1/boot", get(boot::status))
         .route("/api/v1/boot/explain/{mac}", get(boot::explain))
         .route("/api/v1/images", get(machines::images))
@@ -91,6 +104,7 @@ pub fn agents(shared: Shared) -> Router {
         .route("/agent/v1/{machine}/order", get(agent::order))
         .route("/agent/v1/{machine}/progress", post(agent::progress))
         .route("/agent/v1/{machine}/report", post(agent::report))
+        .route("/agent/v1/{machine}/certificate", post(handoff::certificate))
         .route("/images/{manifest}/manifest", any(agent::manifest))
         .route("/images/{manifest}/data", any(agent::data))
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))

@@ -9,12 +9,16 @@ mod cohort;
 mod console;
 mod firmware;
 mod fleet;
+mod handoff;
 mod image;
 mod import;
+mod inventory;
 mod library;
 mod machine;
 mod model;
 mod outlets;
+mod passport;
+mod secret;
 mod serve;
 mod show;
 mod show_bmc;
@@ -58,6 +62,12 @@ enum Command {
     Boot(boot::Args),
     /// See which machine has how much of which image, and from whom.
     Swarm(swarm::Args),
+    /// Passports of delivered hosts: see, print, verify, compare.
+    Passport(passport::Args),
+    /// What other systems are told and need to take a host over.
+    Handoff(handoff::Args),
+    /// The machines for Ansible and Terraform.
+    Inventory(inventory::Args),
     /// See switches and what they fetched.
     Switch(switch::Args),
     /// Build, import and check images.
@@ -81,6 +91,9 @@ pub fn main() -> ExitCode {
         Command::Model(args) => block_on(model::run(args)),
         Command::Boot(args) => block_on(boot::run(args)),
         Command::Swarm(args) => block_on(swarm::run(args)),
+        Command::Passport(args) => block_on(passport::run(args)),
+        Command::Handoff(args) => block_on(handoff::run(args)),
+        Command::Inventory(args) => block_on(inventory::run(args)),
         Command::Switch(args) => block_on(switch::run(args)),
         Command::Image(args) => block_on(image::run(args)),
         Command::Lab(command) => return finish(block_on(lab::main(command))),

@@ -105,6 +105,7 @@ impl Reload {
             ("api", format!("{:?}", new.api) == format!("{:?}", self.current.api)),
             ("swarm", format!("{:?}", new.swarm) == format!("{:?}", self.current.swarm)),
             ("commission", format!("{:?}", new.commission) == format!("{:?}", self.current.commission)),
+            ("handoff", format!("{:?}", new.handoff) == format!("{:?}", self.current.handoff)),
             ("host", format!("{:?}", new.host) == format!("{:?}", self.current.host)),
         ] {
             if !same {

@@ -24,6 +24,7 @@ use crate::boot::switch::{self, Switches};
 use crate::check::Set;
 use crate::config::{self, Config, Console, expected};
 use crate::console;
+use crate::engine::announce::Announce;
 use crate::engine::consoles::{self, Recorded};
 use crate::engine::models::Shelf;
 use crate::engine::{About, BmcAddress, BmcSetup, Engine, SeedFacts, Site};
@@ -65,11 +66,17 @@ pub async fn run(args: Args) -> Result<()> {
     let system = RamSystem::newest(&cache)?;
     let exe = std::env::current_exe().or_fail(Kind::Internal, "serve.exe", || "cannot find this binary")?;
     let initrd = ram::assemble(&cache, &system, &exe)?;
-    let seed = SeedFacts { url: config.boot.url.clone(), kernel_floor: config.host.kernel_floor.clone() };
+    let seed = SeedFacts {
+        url: config.boot.url.clone(),
+        kernel_floor: config.host.kernel_floor.clone(),
+        tls: config.handoff.tls,
+    };
+    let authority = Arc::new(super::handoff::authority(&config, &db, &seal).await?);
     let recorder = Recorder::start(&state.join("console"), record::Limits::default())?;
     let fleet = Fleet::knowing(bmc::Settings::default(), known_bmcs(&config)?);
     let switches = Arc::new(Switches::new(config.switches.clone(), &config.services, &config.boot)?);
     let outlets = super::outlets::open(&config, &db, &seal).await?;
+    let receivers = super::handoff::receivers(&config, &db, &seal).await?;
     let firmware = &config.firmware;
     let secret = seal.derive("firmware bundles");
     let depot = Depot::new(firmware.baselines.clone(), config.bundles(), firmware.apply, &config.boot.url, secret);
@@ -101,6 +108,7 @@ pub async fn run(args: Args) -> Result<()> {
         burn: config.commission.profile()?,
         boot_limit: config.boot.boot_limit,
         switches: switches.clone(),
+        announce: Announce::new(&config.site.name, receivers),
     };
 
     let limits = Limits::of_files(raise_file_limit());
@@ -145,6 +153,7 @@ pub async fn run(args: Args) -> Result<()> {
         torrents: torrents.clone(),
         ssh_keys,
         roles,
+        authority,
     };
     let swarms = api::swarm::Site { engine: engine.clone(), tracker };
     tokio::spawn(api::swarm::watch(swarms.clone(), stop.clone()));

@@ -3,6 +3,7 @@
 //! `rackline.example.toml` beside Cargo.toml explains each key and is itself a test.
 
 pub mod expected;
+pub mod handoff;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -39,6 +40,8 @@ pub struct Config {
     pub firmware: Firmware,
     #[serde(default)]
     pub commission: Commission,
+    #[serde(default)]
+    pub handoff: handoff::Handoff,
     /// What every switch is told besides its own entry.
     #[serde(default)]
     pub services: Services,
@@ -310,12 +313,14 @@ impl Config {
         let scripts = config.boot.overrides.iter_mut().filter_map(|o| o.script.as_mut());
         let installers = config.switches.iter_mut().filter_map(|switch| switch.installer.as_mut());
         let secrets = config.power.outlets.iter_mut().filter_map(|outlet| outlet.secret_file.as_mut());
-        let secrets = secrets.chain(&mut config.bmc.authority).chain(&mut config.host.checks);
+        let secrets =
+            secrets.chain(&mut config.bmc.authority).chain(&mut config.host.checks).chain(config.handoff.paths());
         for path in site.into_iter().chain(firmware).flatten().chain(scripts).chain(installers).chain(secrets) {
             if path.is_relative() {
                 *path = base.join(&path);
             }
         }
+        config.handoff.resolve_templates(base);
         // A template's fault is to show now, and not when the machine asks for its script.
         Scripts::new(&config.boot, "00")?;
         Ok(config)
@@ -334,6 +339,7 @@ impl Config {
         config.power.check()?;
         config.bmc.check()?;
         config.commission.profile()?;
+        config.handoff.check()?;
         switch::check(&config.switches, &config.boot)?;
         let swarm = config.swarm.port.get();
         if swarm == config.boot.port() || swarm == config.api.listen.port() {

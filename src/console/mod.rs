@@ -4,21 +4,25 @@ use std::collections::BTreeMap;
 
 use askama::Template;
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::header;
 use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 
+use crate::api::handoff::passport_of;
 use crate::api::view::MachineView;
 use crate::api::{Failure, view_of};
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::handoff::page;
+use crate::handoff::passport::Signed;
 
 pub fn router(engine: Engine) -> Router {
     let asset =
         |kind: &'static str, text: &'static str| get(move || async move { ([(header::CONTENT_TYPE, kind)], text) });
     Router::new()
         .route("/", get(machines))
+        .route("/machines/{machine}/passport", get(passport))
         .route("/console/style.css", asset("text/css", include_str!("../../templates/console/style.css")))
         .route("/console/live.js", asset("text/javascript", include_str!("../../templates/console/live.js")))
         .with_state(engine)
@@ -52,6 +56,14 @@ async fn machines(State(engine): State<Engine>) -> Result<impl IntoResponse, Fai
     let html =
         page.render().map_err(|e| Error::internal("console.render", "the page cannot be rendered").because(e))?;
     Ok(Html(html))
+}
+
+/// For the printer.
+async fn passport(State(engine): State<Engine>, Path(name): Path<String>) -> Result<impl IntoResponse, Failure> {
+    let file = passport_of(&engine, &name)?;
+    let signed = Signed::of(file)
+        .map_err(|why| Error::internal("passport.stored", format!("a stored passport is none: {why}")))?;
+    Ok(Html(page::html(&signed)?))
 }
 
 fn row(m: MachineView) -> Row {

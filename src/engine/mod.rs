@@ -4,6 +4,7 @@
 //! writes events, states, outbox and settled actions in one transaction (`turn`); what is acknowledged is on disk. Actions are
 //! carried out after that (`effects`), and their results come in again as events. Questions are answered from memory.
 
+pub mod announce;
 mod baseline;
 mod bmc;
 mod bmc_setup;
@@ -40,7 +41,7 @@ use crate::boot::switch::Switches;
 use crate::check;
 use crate::error::{Error, Result};
 use crate::firmware::Depot;
-use crate::image::sign::SigningKey;
+use crate::image::sign::{PublicKey, SigningKey};
 use crate::judge::cohort::Cohorts;
 use crate::lifecycle::{Event, Machine, Millis};
 use crate::link::{BurnProfile, Issued, Mode, Progress};
@@ -98,6 +99,8 @@ pub struct Site {
     pub boot_limit: u32,
     /// The port map is asked where a machine is plugged in.
     pub switches: Arc<Switches>,
+    /// Who is told what becomes of machines.
+    pub announce: announce::Announce,
 }
 
 /// A handle; clones speak to the same engine.
@@ -162,6 +165,7 @@ impl Engine {
         }
         tokio::spawn(turn::run(engine.clone(), letters, effects));
         tokio::spawn(turn::clock(engine.clone()));
+        engine.announce();
         Ok(engine)
     }
 
@@ -215,6 +219,11 @@ impl Engine {
 
     pub fn db(&self) -> &Db {
         &self.inner.site.db
+    }
+
+    /// The key that passports and images of this site are signed with.
+    pub fn public_key(&self) -> PublicKey {
+        self.inner.site.key.public()
     }
 
     pub fn firmware(&self) -> &Depot {

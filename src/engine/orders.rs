@@ -15,6 +15,8 @@ pub struct SeedFacts {
     pub url: String,
     /// Kernel release below which no host is handed off, `major.minor`.
     pub kernel_floor: String,
+    /// Hosts get certificates of the site.
+    pub tls: bool,
 }
 
 impl Engine {
@@ -43,6 +45,8 @@ impl Engine {
                     kernel_floor: ordered.setup.kernel_floor(&self.inner.site.seed.kernel_floor),
                     setup: ordered.setup.clone(),
                     checks: self.asked(machine, ordered),
+                    // A host in use keeps the certificate that it was delivered with.
+                    tls: self.inner.site.seed.tls && machine.state == State::Verifying,
                 }))
             }
             Task::Erase => Order::Erase { keep: Vec::new() },

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 
 use super::{About, BATCH, Engine, Letter, effects::Effects, now};
 use crate::error::{Error, Result};
+use crate::handoff::announce::Announcement;
 use crate::lifecycle::ladder::Arrival;
 use crate::lifecycle::{self, Action, Event, Machine, Millis, Refused, State};
 use crate::link::Problem;
@@ -55,6 +56,8 @@ struct Draft {
     actions: Vec<(MachineId, Action)>,
     /// Machines that came to the network as they were asked to.
     arrivals: Vec<(MachineId, Arrival)>,
+    /// What others are to be told.
+    announcements: Vec<Announcement>,
 }
 
 async fn turn(engine: &Engine, letters: Vec<Letter>, effects: &Effects) {
@@ -107,6 +110,9 @@ async fn write(engine: &Engine, at: Millis, draft: &Draft, settled: &[i64]) -> R
         let id = machines::post(&mut tx, *machine, at, action).await?;
         posted.push(machines::Pending { id, machine: *machine, at, action: action.clone() });
     }
+    for announcement in &draft.announcements {
+        engine.inner.site.announce.write(&mut tx, announcement).await?;
+    }
     for id in settled {
         machines::settle(&mut tx, *id).await?;
     }
@@ -115,6 +121,9 @@ async fn write(engine: &Engine, at: Millis, draft: &Draft, settled: &[i64]) -> R
 }
 
 fn publish(engine: &Engine, draft: Draft) {
+    if !draft.announcements.is_empty() {
+        engine.inner.site.announce.ring();
+    }
     for (id, arrival) in &draft.arrivals {
         engine.inner.learning.arrived(*id, arrival);
     }
@@ -148,6 +157,8 @@ fn take(engine: &Engine, draft: &mut Draft, at: Millis, about: &About, event: Ev
         Ok(step) => {
             tell_of_cabling(&machine, &step.machine);
             draft.arrivals.extend(Arrival::of(at, &machine, &step.machine).map(|arrival| (id, arrival)));
+            let announcement = Announcement::of(&machine, &step.machine, at);
+            draft.announcements.extend(announcement.filter(|a| engine.inner.site.announce.wanted(a)));
             let actions = step.actions.into_iter().filter(|action| engine.has_work_for(action));
             draft.actions.extend(actions.map(|a| (id, a)));
             draft.book.push((step.machine.clone(), event));

@@ -8,7 +8,7 @@ use super::passport::Signed;
 use crate::error::{Kind, OrFail, Result};
 use crate::lifecycle::Millis;
 use crate::lifecycle::passport::Passport;
-use crate::link::Check;
+use crate::link::{Check, Measured};
 use crate::machine::{Dimm, Disk, Inventory, Serial};
 
 #[derive(Template)]
@@ -20,7 +20,7 @@ struct Page {
     versions: Vec<(String, String)>,
     layout: Vec<Part>,
     checks: Vec<CheckRow>,
-    measured: Vec<(String, String)>,
+    measured: Vec<Measurement>,
     findings: Vec<String>,
     erased: Vec<String>,
     times: String,
@@ -40,6 +40,13 @@ struct CheckRow {
     id: String,
     found: String,
     seconds: String,
+}
+
+struct Measurement {
+    name: String,
+    value: String,
+    /// Where machines stand that are built alike.
+    twins: String,
 }
 
 /// A document by itself: style and all, nothing to fetch.
@@ -72,18 +79,9 @@ fn page(signed: &Signed, p: Passport) -> Page {
         parts: parts(&p.inventory),
         versions: versions(&p),
         layout: layout(&p),
-        checks: p
-            .checks
-            .iter()
-            .map(|c| CheckRow { id: c.id.clone(), found: c.found.clone(), seconds: format!("{:.1} s", c.seconds) })
-            .collect(),
-        measured: p.measured.iter().map(|m| (m.name.clone(), format!("{} {}", Short(m.value), m.unit))).collect(),
-        findings: p
-            .findings
-            .iter()
-            .map(|f| format!("{}: {f}", f.severity))
-            .chain(p.checks.iter().filter_map(warned))
-            .collect(),
+        checks: p.checks.iter().map(check).collect(),
+        measured: p.measured.iter().map(measurement).collect(),
+        findings: p.findings.iter().map(|f| format!("{}: {f}", f.severity)).collect(),
         erased: erased(&p),
         times: times.join(", "),
         key: signed.key().to_string(),
@@ -93,9 +91,15 @@ fn page(signed: &Signed, p: Passport) -> Page {
     }
 }
 
-/// A check that was not as it should be, and holds no host back.
-fn warned(c: &Check) -> Option<String> {
-    c.failed().then(|| format!("{}: {}: expected {}, found {}", c.severity, c.id, c.expected, c.found))
+/// One that did not pass and is here nevertheless is a warning, or there was nothing to look at, which `found` says.
+fn check(c: &Check) -> CheckRow {
+    let found = if c.failed() { format!("warning: {}, expected {}", c.found, c.expected) } else { c.found.clone() };
+    CheckRow { id: c.id.clone(), found, seconds: format!("{:.1} s", c.seconds) }
+}
+
+fn measurement(m: &Measured) -> Measurement {
+    let twins = m.twins.as_ref().map_or(String::new(), |t| format!("median of {} twins {}", t.count, Short(t.median)));
+    Measurement { name: m.name.clone(), value: format!("{} {}", Short(m.value), m.unit), twins }
 }
 
 /// Four significant digits, as many as a measurement has.
@@ -238,6 +242,7 @@ mod tests {
             "securely discarded, reads zero; 4 MiB in samples read back as zero",
             "220 W (Pwr Consumption)",
             "11235 MB/s",
+            "median of 46 twins 11100",
         ] {
             assert!(page.contains(part), "{part}\n{page}");
         }

@@ -192,9 +192,10 @@ pub mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::check::Set;
     use crate::lifecycle::passport::Energy;
     use crate::lifecycle::{Erased, Order, StageTime, State};
-    use crate::link::{Check, Deployed, ErasedDisk, Erasure, Measured, Partition};
+    use crate::link::{Check, Deployed, ErasedDisk, Erasure, Measured, Partition, Twins};
     use crate::machine::{
         Cpu, Digest, Dimm, Disk, Inventory, MacAddr, MachineId, Nic, Place, Role, Serial, TargetRule,
     };
@@ -249,9 +250,8 @@ pub mod tests {
                 seconds: 3.25,
             }],
         });
-        let roles = role.into();
-        machine.checks = crate::check::Set::built_in()
-            .of(&roles)
+        machine.checks = Set::built_in()
+            .of(&role.into())
             .map(|declared| Check {
                 id: declared.id.clone(),
                 passed: true,
@@ -263,7 +263,8 @@ pub mod tests {
             .collect();
         let measured =
             [("memory.copy", 11_234.567, "MB/s"), ("disk.nvme0n1.read", 3_112.0, "MB/s"), ("boot", 41.7, "s")];
-        machine.measured = measured.iter().map(|(name, value, unit)| Measured::new(*name, *value, *unit)).collect();
+        machine.measured = measured.map(|(name, value, unit)| Measured::new(name, value, unit)).into();
+        machine.measured[0].twins = Some(Twins { count: 46, median: 11_100.0, mad: 80.0 });
         machine.times = ["expected", "seen", "commissioning", "deploying"]
             .map(|s| StageTime { state: s.into(), millis: 61_234 })
             .into();

@@ -335,6 +335,7 @@ mod tests {
         let mut new = delivered();
         new.pci = vec![crate::machine::PciDevice {
             address: "0000:3b:00.0".into(),
+            slot: None,
             id: "10de:20b0".into(),
             class: 0x0302,
             name: Some("A100".into()),

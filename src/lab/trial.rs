@@ -85,7 +85,15 @@ pub async fn run(trial: &Trial<'_>, say: &(dyn Fn(&str) + Sync)) -> Result<Proof
         let facts = check::Facts { hostname: &hostname, manifest: trial.entry.digest, kernel_floor: &kernel_floor };
         let checks = declared.asks(&role, &facts, false);
         let (hostname, kernel_floor) = (hostname.clone(), kernel_floor.clone());
-        Verify { role, hostname, manifest: trial.entry.digest, kernel_floor, setup: Setup::default(), checks }
+        Verify {
+            role,
+            hostname,
+            manifest: trial.entry.digest,
+            kernel_floor,
+            setup: Setup::default(),
+            checks,
+            tls: false,
+        }
     };
     let orders = manifest.roles.iter().map(|role| order((*role).into())).collect();
     let mut appliance = Appliance::start(machine, orders).await?;

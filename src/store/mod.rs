@@ -9,6 +9,7 @@ pub mod lease;
 pub mod loader;
 pub mod machines;
 pub mod personality;
+pub mod posts;
 pub mod seal;
 
 use std::path::Path;

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::error::{Kind, OrFail, Result};
 
 /// Renders one template. `name` is for the error: the file under `templates/`.
-pub fn render(name: &'static str, source: &str, facts: impl Serialize) -> Result<String> {
+pub fn render(name: &str, source: &str, facts: impl Serialize) -> Result<String> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);

@@ -1000,7 +1000,11 @@ async fn erasing_keeps_the_kept_and_blanks_the_rest() {
     let order = Order::Erase { keep: vec![Serial::parse("SER-vdb").unwrap()] };
     let appliance = Appliance::new(image(IMAGE), order, Faults::default(), || ());
     let end = end_of_order(&appliance, &machine).await;
-    let Outcome::Erased { disks, how, .. } = end else { panic!("{end:?}") };
+    let Outcome::Erased { disks, how, proof, inventory } = end else { panic!("{end:?}") };
+    assert_eq!(proof.iter().map(|d| (d.name.as_str(), d.size_bytes)).collect::<Vec<_>>(), [("vda", DISK)]);
+    assert!(proof[0].read_back_bytes >= 2 * 4 * 64 << 10, "{proof:?}");
+    assert_eq!(proof[0].how.complete(), how.contains("reads zero"));
+    assert_eq!(inventory.unwrap().disks.len(), 2, "as it came back, with the disk that is kept");
     assert_eq!(disks, ["vda"]);
     assert!(how.starts_with("vda: "), "{how}");
     for at in [0, DISK - 16 * MIB as u64] {

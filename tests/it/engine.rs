@@ -26,12 +26,13 @@ pub async fn site(dir: &Path) -> Site {
         outlets: Default::default(),
         firmware: Default::default(),
         models: Default::default(),
-        seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into() },
+        seed: SeedFacts { url: "http://10.77.0.1".into(), kernel_floor: "6.1".into(), tls: false },
         bmc_setup: Default::default(),
         checks: rackline::check::Set::built_in().clone(),
         burn: None,
         boot_limit: 6,
         switches: Default::default(),
+        announce: Default::default(),
     }
 }
 

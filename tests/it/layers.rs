@@ -27,13 +27,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("firmware", &["bmc", "lifecycle"]),
     ("image", &[]),
     ("swarm", &["count", "image", "link"]),
-    ("handoff", &["check", "image", "lifecycle", "link"]),
+    ("handoff", &["check", "image", "lifecycle", "link", "template"]),
     ("agent", &["check", "image", "ipmi", "link", "role", "swarm"]),
     ("engine", &["bmc", "boot", "check", "firmware", "handoff", "image", "judge", "lifecycle", "link", "outlet", "role", "store", "template"]),
-    ("api", &["bmc", "boot", "engine", "firmware", "httpd", "image", "judge", "lifecycle", "link", "role", "swarm"]),
-    ("console", &["api", "engine"]),
+    ("api", &["bmc", "boot", "engine", "firmware", "handoff", "httpd", "image", "judge", "lifecycle", "link", "role", "swarm"]),
+    ("console", &["api", "engine", "handoff"]),
     ("lab", &["agent", "api", "check", "config", "image", "link", "role", "template"]),
-    ("cli", &["agent", "api", "bmc", "boot", "check", "config", "console", "engine", "firmware", "httpd", "image", "ipmi", "judge", "lab", "lifecycle", "link", "outlet", "role", "store", "swarm"]),
+    ("cli", &["agent", "api", "bmc", "boot", "check", "config", "console", "engine", "firmware", "handoff", "httpd", "image", "ipmi", "judge", "lab", "lifecycle", "link", "outlet", "role", "store", "swarm"]),
 ];
 
 fn sources(folder: &Path, files: &mut Vec<PathBuf>) {

@@ -69,6 +69,7 @@ pub fn shared(dir: &Path, engine: &Engine, config: &BootConfig) -> Shared {
         torrents: None,
         ssh_keys: Arc::new([]),
         roles: Templates::new(None),
+        authority: crate::handoff::authority(),
     }
 }
 

@@ -25,6 +25,7 @@ mod firmware;
 mod firmware_cli;
 mod fixture;
 mod fuzz;
+mod handoff;
 mod http_files;
 mod image;
 mod image_build;

@@ -212,6 +212,7 @@ async fn serve(config: Config, dir: PathBuf, stop: CancellationToken, ready: std
         torrents: None,
         ssh_keys: Arc::new([]),
         roles: Templates::new(None),
+        authority: crate::handoff::authority(),
     };
     for (address, app) in [("10.77.0.1:80", switch::http::router(switches)), ("127.0.0.1:8480", api::people(shared))] {
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();

@@ -10,6 +10,7 @@ mod host;
 mod kvm;
 mod own;
 mod ovs;
+mod tls;
 mod uplinks;
 
 use std::future::Future;
@@ -25,6 +26,7 @@ use crate::machine::Role;
 pub async fn check(agent: &Agent, order: &Verify, meter: &Meter) -> Result<Outcome> {
     let mut visit = Visit { meter, asked: &order.checks, checks: Vec::new(), measured: Vec::new() };
     host::check(agent, order, &mut visit).await;
+    let served = order.tls && tls::prepare(agent, order, &mut visit).await;
     for role in order.role.iter() {
         match role {
             Role::Kvm => kvm::check(&agent.options.roots, &mut visit).await,
@@ -33,6 +35,9 @@ pub async fn check(agent: &Agent, order: &Verify, meter: &Meter) -> Result<Outco
         }
     }
     own::check(&mut visit).await;
+    if served {
+        tls::check(order, &mut visit).await;
+    }
     Ok(Outcome::Checked { checks: visit.checks, measured: visit.measured })
 }
 
