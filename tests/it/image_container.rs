@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rackline::error::Error;
-use rackline::image::{Cache, Catalogue, adopt, build};
 use rackline::image::container::archive::Sha256;
 use rackline::image::container::{self, Flattened, LIMIT, preload, waiting};
 use rackline::image::recipe::Recipe;
+use rackline::image::{Cache, Catalogue, adopt, build};
 use serde_json::{Value, json};
 use tar::{Builder, EntryType, Header};
 
@@ -336,7 +336,8 @@ fn a_container_without_debian_and_apt_is_no_host() {
         assert!(container::is_archive(&source));
         let (cache, key) = (&site.cache, &key);
         let build = build::Options { recipes: &recipes, name, cache, key, mirror: None, refresh: true, snapshot: None };
-        let error = adopt::adopt(&adopt::Options { source: &source, roles: &[], limit: 4 << 20, build }, &()).unwrap_err();
+        let error =
+            adopt::adopt(&adopt::Options { source: &source, roles: &[], limit: 4 << 20, build }, &()).unwrap_err();
         assert!(Catalogue::open(&site.cache.folder("images").unwrap(), &[key.public()]).unwrap().images.is_empty());
         let left = fs::read_dir(site.cache.root().join("tmp")).into_iter().flatten().count();
         assert_eq!(left, 0, "work is left");
