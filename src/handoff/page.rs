@@ -81,7 +81,12 @@ fn page(signed: &Signed, p: Passport) -> Page {
         layout: layout(&p),
         checks: p.checks.iter().map(check).collect(),
         measured: p.measured.iter().map(measurement).collect(),
-        findings: p.findings.iter().map(|f| format!("{}: {f}", f.severity)).collect(),
+        findings: p
+            .findings
+            .iter()
+            .map(|f| format!("{}: {f}", f.severity))
+            .chain(p.checks.iter().filter_map(warned))
+            .collect(),
         erased: erased(&p),
         times: times.join(", "),
         key: signed.key().to_string(),
@@ -91,10 +96,13 @@ fn page(signed: &Signed, p: Passport) -> Page {
     }
 }
 
-/// One that did not pass and is here nevertheless is a warning, or there was nothing to look at, which `found` says.
+/// A check that was not as it should be, and holds no host back.
+fn warned(c: &Check) -> Option<String> {
+    c.failed().then(|| format!("{}: {}: expected {}, found {}", c.severity, c.id, c.expected, c.found))
+}
+
 fn check(c: &Check) -> CheckRow {
-    let found = if c.failed() { format!("warning: {}, expected {}", c.found, c.expected) } else { c.found.clone() };
-    CheckRow { id: c.id.clone(), found, seconds: format!("{:.1} s", c.seconds) }
+    CheckRow { id: c.id.clone(), found: c.found.clone(), seconds: format!("{:.1} s", c.seconds) }
 }
 
 fn measurement(m: &Measured) -> Measurement {

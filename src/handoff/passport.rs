@@ -250,8 +250,9 @@ pub mod tests {
                 seconds: 3.25,
             }],
         });
+        let roles = role.into();
         machine.checks = Set::built_in()
-            .of(&role.into())
+            .of(&roles)
             .map(|declared| Check {
                 id: declared.id.clone(),
                 passed: true,

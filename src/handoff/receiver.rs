@@ -47,7 +47,7 @@ pub struct Receiver {
 }
 
 enum Way {
-    Webhook { url: reqwest::Url, key: hmac::Key },
+    Webhook { url: reqwest::Url, key: Box<hmac::Key> },
     Registration { template: Box<Template>, values: BTreeMap<String, String>, secret: Option<Secret> },
 }
 
@@ -104,7 +104,7 @@ impl Receiver {
         if bytes.len() < KEY_MIN {
             return Err(wrong(format!("the secret has less than {KEY_MIN} bytes")));
         }
-        let way = Way::Webhook { url: parsed, key: hmac::Key::new(hmac::HMAC_SHA256, &bytes) };
+        let way = Way::Webhook { url: parsed, key: Box::new(hmac::Key::new(hmac::HMAC_SHA256, &bytes)) };
         Ok(Self { name: name.into(), events: events_of(name, events)?, roles: Vec::new(), way })
     }
 

@@ -1002,7 +1002,7 @@ async fn erasing_keeps_the_kept_and_blanks_the_rest() {
     let end = end_of_order(&appliance, &machine).await;
     let Outcome::Erased { disks, how, proof, inventory } = end else { panic!("{end:?}") };
     assert_eq!(proof.iter().map(|d| (d.name.as_str(), d.size_bytes)).collect::<Vec<_>>(), [("vda", DISK)]);
-    assert!(proof[0].read_back_bytes >= 2 * 4 * 64 << 10, "{proof:?}");
+    assert!(proof[0].read_back_bytes >= (2 * 4 * 64) << 10, "{proof:?}");
     assert_eq!(proof[0].how.complete(), how.contains("reads zero"));
     assert_eq!(inventory.unwrap().disks.len(), 2, "as it came back, with the disk that is kept");
     assert_eq!(disks, ["vda"]);

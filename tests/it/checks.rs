@@ -79,6 +79,7 @@ async fn until_verifying(engine: &Engine, role: Role) -> MachineId {
         read_back_bytes: 1,
         read_back_seconds: 1.0,
         dd_bytes_per_second: None,
+        partitions: vec![],
     };
     report(engine, id, Outcome::Deployed(Box::new(deployed))).await;
     let mut resident = hello("7XK2M13", 1, MAC);

@@ -82,8 +82,7 @@ async fn engine(dir: &Path, receivers: Vec<Receiver>) -> (Engine, CancellationTo
 
 async fn machine(engine: &Engine, name: &str) -> MachineId {
     let serial = Serial::parse(&format!("SN-{name}")).unwrap();
-    let row =
-        Expectation { name: name.into(), serial: serial.clone(), mac: None, place: None, bmc: None, ports: vec![] };
+    let row = Expectation::new(name, serial.clone());
     engine.submit(About::Serial { serial, name: name.into() }, Event::Expected(row)).await.unwrap()
 }
 

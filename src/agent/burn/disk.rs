@@ -149,7 +149,8 @@ impl Test<'_> {
             found.notes.push(format!("{name} is too small to be written to"));
             return;
         }
-        match self.overwrite.then_some(Ok(true)).unwrap_or_else(|| blank(device)) {
+        let free = if self.overwrite { Ok(true) } else { blank(device) };
+        match free {
             Ok(true) => {}
             Ok(false) => {
                 found.notes.push(format!("{name} holds data and was only read"));
@@ -378,7 +379,7 @@ mod tests {
             if offset == 48 << 20 {
                 // One page of millions may be missed by samples; this one stands where one is taken.
                 let pages = (SIZE - 2 * ENDS) / PAGE as u64;
-                let sampled = ((48 << 20) - ENDS) / PAGE as u64 % (pages / SAMPLES) == 0;
+                let sampled = (((48 << 20) - ENDS) / PAGE as u64).is_multiple_of(pages / SAMPLES);
                 assert!(sampled, "the test's own offset");
             }
             assert_eq!(found.notes, ["sdd holds data and was only read"], "{offset}");

@@ -258,6 +258,6 @@ mod tests {
         let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part}"));
         assert!(text.starts_with("070701") && at("modules/00.ko") < at("modules/01.ko"));
         assert!(at("00.ko") < at("virtio.ko\0") || at("virtio.ko") < at("01.ko"));
-        assert!(text.contains("TRAILER!!!") && archive.len() % 4 == 0);
+        assert!(text.contains("TRAILER!!!") && archive.len().is_multiple_of(4));
     }
 }

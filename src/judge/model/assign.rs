@@ -86,10 +86,10 @@ mod tests {
         let row = taken.len();
         let Some(cells) = costs.get(row) else { return 0 };
         let mut best = i64::MAX;
-        for column in 0..cells.len() {
+        for (column, cost) in cells.iter().enumerate() {
             if !taken.contains(&column) {
                 taken.push(column);
-                best = best.min(cells[column] + least(costs, taken));
+                best = best.min(cost + least(costs, taken));
                 taken.pop();
             }
         }
