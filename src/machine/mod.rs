@@ -8,6 +8,7 @@ pub mod finding;
 pub mod id;
 pub mod inventory;
 pub mod power;
+pub mod purchase;
 pub mod role;
 pub mod secret;
 pub mod target;
@@ -20,6 +21,7 @@ pub use inventory::{
     PciDevice, PciLink, System, Tpm,
 };
 pub use power::PowerAction;
+pub use purchase::Purchase;
 pub use role::{Role, Roles};
 pub use secret::Secret;
 pub use target::{TargetRule, select_target};
