@@ -13,6 +13,7 @@ pub mod handoff;
 pub mod health;
 mod machines;
 pub mod models;
+mod parts;
 mod problem;
 pub mod swarm;
 mod switches;
@@ -81,6 +82,8 @@ pub fn people(shared: Shared) -> Router {
         .route("/api/v1/machines/{machine}/firmware", get(firmware::machine))
         .route("/api/v1/firmware", get(firmware::stock))
         .route("/api/v1/models", get(models::list))
+        .route("/api/v1/machines/{machine}/components", get(parts::of_machine))
+        .route("/api/v1/components/{serial}", get(parts::way))
         .route(
             "/api/v1/expected",
             get(expected::list).post(expected::import).layer(DefaultBodyLimit::max(expected::MAX_LIST)),

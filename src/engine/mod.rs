@@ -20,6 +20,7 @@ pub mod learn;
 pub mod models;
 mod orders;
 mod pairing;
+pub mod parts;
 mod password;
 mod policy;
 mod turn;

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::parts::{Told, inventory};
 use super::{About, BATCH, Engine, Letter, Post, effects::Effects, expected, now};
 use crate::error::{Error, Result};
 use crate::handoff::announce::Announcement;
 use crate::lifecycle::ladder::Arrival;
 use crate::lifecycle::{self, Action, Event, Machine, Millis, Refused, State};
-use crate::link::Problem;
+use crate::link::{Outcome, Problem};
 use crate::machine::{MachineId, Secret, Serial};
-use crate::store::{failed, machines, seal};
+use crate::store::{components, failed, machines, seal};
 
 /// Takes letters until the engine stops.
 pub async fn run(engine: Engine, mut inbox: mpsc::Receiver<Post>, effects: Effects) {
@@ -79,16 +80,20 @@ async fn turn(engine: &Engine, letters: Vec<Letter>, effects: &Effects) {
     }
     let at = now();
     let mut draft = Draft::default();
+    let mut parts = engine.look_up_parts(&letters).await;
     let mut answers = Vec::with_capacity(letters.len());
     let mut settled = Vec::new();
     for letter in letters {
         settled.extend(letter.settles);
-        let outcome = take(engine, &mut draft, at, &letter.about, letter.event);
+        let outcome = take(engine, &mut draft, at, &letter.about, letter.event, &parts);
         answers.push((letter.answer, outcome));
     }
     match write(engine, at, &draft, &settled).await {
         Ok(posted) => {
+            let inventories = draft.book.iter().filter(|(_, event)| inventory(event).is_some());
+            let told: Vec<Told> = inventories.filter_map(|(machine, _)| parts.remove(&machine.id)).collect();
             publish(engine, draft);
+            told.into_iter().for_each(|told| engine.tell_who_lost_parts(told));
             for (answer, outcome) in answers {
                 answer.map(|to| to.send(outcome));
             }
@@ -125,6 +130,9 @@ pub(super) async fn write(
     }
     for (machine, event) in &draft.book {
         machines::append(&mut tx, machine, at, event).await?;
+        if let Some(inventory) = inventory(event) {
+            components::record(&mut tx, machine.id, at, &inventory.components()).await?;
+        }
     }
     for machine in draft.changed.values() {
         machines::save(&mut tx, machine).await?;
@@ -173,12 +181,21 @@ pub(super) fn publish(engine: &Engine, draft: Draft) {
 }
 
 /// One fact: whose it is, what the rules say to it.
-fn take(engine: &Engine, draft: &mut Draft, at: Millis, about: &About, event: Event) -> Result<MachineId> {
+fn take(
+    engine: &Engine,
+    draft: &mut Draft,
+    at: Millis,
+    about: &About,
+    event: Event,
+    parts: &HashMap<MachineId, Told>,
+) -> Result<MachineId> {
     let (machine, mut event) = resolve(engine, draft, at, about, event)?;
     let id = machine.id;
     if let Event::Reported { outcome, findings, .. } = &mut event {
         engine.add_load(&machine, outcome);
         *findings = engine.judge(&machine, outcome);
+        let commissioned = matches!(outcome, Outcome::Commissioned { .. });
+        findings.extend(parts.get(&id).filter(|_| commissioned).into_iter().flat_map(|told| told.findings.clone()));
     }
     match lifecycle::decide(at, &machine, &event) {
         Ok(step) => {

@@ -3,6 +3,7 @@
 //! [`id`] names things, [`filler`] knows what is no name, [`inventory`] says what is built in, [`finding`] what is wrong with it,
 //! [`role`] what it shall become, [`target`] picks the disk to install on, [`version`] says which firmware is newer.
 
+pub mod component;
 pub mod filler;
 pub mod finding;
 pub mod id;

@@ -9,7 +9,7 @@ use rackline::engine::{About, Engine};
 use rackline::error::Result;
 use rackline::lifecycle::{Event, State};
 use rackline::link::{Mode, Outcome};
-use rackline::machine::{Dimm, Inventory, MacAddr, Serial};
+use rackline::machine::{Dimm, Disk, DiskHealth, Inventory, MacAddr, Serial};
 
 use super::engine::{hello, start};
 
@@ -128,4 +128,55 @@ async fn a_machine_that_lacks_a_part_of_its_model_is_held_with_that_sentence() {
         ("DIMM B2 missing: 3 of 4 × 32 GiB; and one more fault", "memory.missing")
     );
     assert_eq!(machine.findings[1].to_string(), "TPM missing, or switched off in the firmware settings");
+}
+
+async fn commission(engine: &Engine, name: &str, serial: &str, disks: &[(&str, &str)]) -> Vec<String> {
+    if engine.find(name).is_err() {
+        import(engine, &format!("serial,name\n{serial},{name}\n"), false).await.unwrap();
+        let id = engine.find(name).unwrap().id;
+        let mac = MacAddr([2, 0, 0, 0, 0, serial.as_bytes()[0]]);
+        engine.submit(About::Agent(id), hello(serial, u128::from(serial.as_bytes()[0]), mac)).await.unwrap();
+    } else {
+        let id = engine.find(name).unwrap().id;
+        engine.submit(About::Machine(id), Event::RetryRequested).await.unwrap();
+        let mac = MacAddr([2, 0, 0, 0, 0, serial.as_bytes()[0]]);
+        engine.submit(About::Agent(id), hello(serial, 7 + u128::from(serial.as_bytes()[0]), mac)).await.unwrap();
+    }
+    let id = engine.find(name).unwrap().id;
+    let disk = |(serial, slot): &(&str, &str)| Disk {
+        name: "sda".into(),
+        serial: Serial::parse(serial),
+        slot: Some((*slot).into()),
+        ..Disk::default()
+    };
+    // A fault, so that it can be retried.
+    let health = Some(DiskHealth { passed: Some(false), ..DiskHealth::default() });
+    let broken = Disk { name: "sdz".into(), health, ..Disk::default() };
+    let disks = disks.iter().map(disk).chain([broken]).collect();
+    let inventory = Inventory { kernel: "6.1".into(), disks, ..Inventory::default() };
+    let number = engine.order(id, Mode::Ram, None, Duration::ZERO).await.unwrap().number;
+    let outcome = Outcome::Commissioned { inventory: Box::new(inventory), measured: vec![], bmc_user_made: false };
+    engine.submit(About::Machine(id), Event::Reported { number, outcome, findings: vec![] }).await.unwrap();
+    let machine = engine.machine(id).unwrap();
+    let parts = machine.findings.iter().filter(|finding| finding.id.starts_with("component"));
+    parts.map(|finding| finding.cause.clone()).collect()
+}
+
+#[tokio::test]
+async fn a_part_is_followed_from_machine_to_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _stop) = start(dir.path()).await;
+    assert!(commission(&engine, "m17", "A17", &[("S4YN", "bay 0"), ("S5XX", "bay 1")]).await.is_empty());
+    let told = commission(&engine, "m18", "B18", &[("S4YN", "bay 3")]).await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("disk S4YN moved here from machine m17 ("), "{told:?}");
+    let way = engine.way_of_part("S4YN").await.unwrap();
+    let stays: Vec<_> =
+        way.iter().map(|stay| (stay.machine.as_str(), stay.place.as_str(), stay.until.is_some())).collect();
+    assert_eq!(stays, [("m18", "bay 3", false), ("m17", "bay 0", true)]);
+    let told = commission(&engine, "m17", "A17", &[("S6NEW", "bay 1")]).await;
+    assert_eq!(told, ["disk in bay 1 was exchanged: old serial S5XX, new serial S6NEW"]);
+    // The machine that lost it has it in its timeline.
+    let events = engine.db().events(engine.find("m17").unwrap().id, 0, 100).await.unwrap();
+    assert!(events.iter().any(|recorded| recorded.event.sentence() == "disk S4YN is in m18 now"), "{events:?}");
 }
