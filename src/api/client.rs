@@ -45,6 +45,11 @@ impl Client {
         self.send(self.http.post(format!("{}{path}", self.url)).json(body)).await
     }
 
+    /// A body that is not JSON.
+    pub async fn post_text<T: DeserializeOwned>(&self, path: &str, body: String) -> Result<T> {
+        self.send(self.http.post(format!("{}{path}", self.url)).body(body)).await
+    }
+
     /// A WebSocket of the same appliance.
     pub async fn live(&self, path: &str) -> Result<Live> {
         use tokio_tungstenite::tungstenite::Error as Socket;

@@ -7,11 +7,13 @@ mod boot;
 pub mod burn;
 pub mod client;
 pub mod console;
+mod expected;
 pub mod firmware;
 pub mod handoff;
 pub mod health;
 mod machines;
 pub mod models;
+mod parts;
 mod problem;
 pub mod swarm;
 mod switches;
@@ -21,6 +23,7 @@ pub mod view;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::routing::{any, get, post};
 
 use crate::boot::explain::Explainer;
@@ -79,6 +82,12 @@ pub fn people(shared: Shared) -> Router {
         .route("/api/v1/machines/{machine}/firmware", get(firmware::machine))
         .route("/api/v1/firmware", get(firmware::stock))
         .route("/api/v1/models", get(models::list))
+        .route("/api/v1/machines/{machine}/components", get(parts::of_machine))
+        .route("/api/v1/components/{serial}", get(parts::way))
+        .route(
+            "/api/v1/expected",
+            get(expected::list).post(expected::import).layer(DefaultBodyLimit::max(expected::MAX_LIST)),
+        )
         .route("/api/v1/machines/{machine}/passport", get(handoff::passport))
         .route("/api/v1/machines/{machine}/words", get(handoff::words))
         .route("/api/v1/passport/key", get(handoff::key))
@@ -93,7 +102,7 @@ pub fn people(shared: Shared) -> Router {
         .route("/api/v1/images", get(machines::images))
         .route("/api/v1/switches", get(switches::list))
         .route("/api/v1/changes", get(machines::changes))
-        .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(shared)
 }
 
@@ -107,6 +116,6 @@ pub fn agents(shared: Shared) -> Router {
         .route("/agent/v1/{machine}/certificate", post(handoff::certificate))
         .route("/images/{manifest}/manifest", any(agent::manifest))
         .route("/images/{manifest}/data", any(agent::data))
-        .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(shared)
 }

@@ -10,6 +10,7 @@ use super::show;
 use crate::api::client::{Client, segment};
 use crate::api::health::HealthView;
 use crate::api::view::{BurnRequest, DeployRequest, EventView, MachineList, MachineView, PowerRequest};
+use crate::engine::parts::StayView;
 use crate::error::{Error, Kind, Result};
 use crate::machine::{Hostname, Roles, TargetRule};
 use crate::swarm::tracker::SwarmList;
@@ -33,6 +34,8 @@ enum Command {
     Show { machine: String },
     /// What its BMC said at the last look: power, sensors, what is beyond a threshold.
     Health { machine: String },
+    /// Its parts with a serial number, and those that it had.
+    Components { machine: String },
     /// What happened to a machine, oldest first.
     Events { machine: String },
     /// Order a machine to become a host; it starts as soon as it is ready.
@@ -110,6 +113,10 @@ pub async fn run(args: Args) -> Result<()> {
         Command::Health { machine } => {
             let view: HealthView = client.get(&path(&machine, "/health")).await?;
             show::print(args.remote.json, &view, || health(&view));
+        }
+        Command::Components { machine } => {
+            let stays: Vec<StayView> = client.get(&path(&machine, "/components")).await?;
+            show::print(args.remote.json, &stays, || super::component::table(&stays));
         }
         Command::Events { machine } => {
             let mut events: Vec<EventView> = Vec::new();

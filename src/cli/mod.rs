@@ -7,6 +7,8 @@ mod reload;
 mod remote;
 mod cohort;
 mod console;
+mod component;
+mod expect;
 mod firmware;
 mod fleet;
 mod handoff;
@@ -56,6 +58,10 @@ enum Command {
     Console(console::Args),
     /// See and keep what firmware and settings machines are to have.
     Firmware(firmware::Args),
+    /// Where a part is and has been, by its serial number.
+    Component(component::Args),
+    /// Take over purchase lists: the machines that are to come.
+    Expect(expect::Args),
     /// See what machines are to be made of.
     Model(model::Args),
     /// See how a machine boots from the network.
@@ -88,6 +94,8 @@ pub fn main() -> ExitCode {
         Command::Bmc(args) => block_on(bmc::run(args)),
         Command::Console(args) => block_on(console::run(args)),
         Command::Firmware(args) => block_on(firmware::run(args)),
+        Command::Component(args) => block_on(component::run(args)),
+        Command::Expect(args) => block_on(expect::run(args)),
         Command::Model(args) => block_on(model::run(args)),
         Command::Boot(args) => block_on(boot::run(args)),
         Command::Swarm(args) => block_on(swarm::run(args)),

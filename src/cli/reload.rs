@@ -99,7 +99,7 @@ impl Reload {
         let changed = self.monitor.reconfigure(&new.boot)? || said(&new) != said(&self.current);
         self.switches.take_over(listed);
         self.monitor.serve_switches(self.switches.tftp_files());
-        super::serve::import(&self.engine, &new, &self.switches).await?;
+        super::serve::import(&self.engine, &new).await?;
         for (part, same) in [
             ("site", format!("{:?}", new.site) == format!("{:?}", self.current.site)),
             ("api", format!("{:?}", new.api) == format!("{:?}", self.current.api)),

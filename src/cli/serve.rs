@@ -1,6 +1,5 @@
 //! `rackline serve`: reads the configuration, opens the state, starts the parts and waits for the end.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -26,13 +25,13 @@ use crate::config::{self, Config, Console, expected};
 use crate::console;
 use crate::engine::announce::Announce;
 use crate::engine::consoles::{self, Recorded};
+use crate::engine::expected::of_file;
 use crate::engine::models::Shelf;
-use crate::engine::{About, BmcAddress, BmcSetup, Engine, SeedFacts, Site};
+use crate::engine::{BmcAddress, BmcSetup, Engine, SeedFacts, Site};
 use crate::error::{Error, Kind, OrFail, Result};
 use crate::firmware::Depot;
 use crate::httpd::{self, Limits, Server};
 use crate::image::{Cache, Library, PublicKey, RamSystem, ram};
-use crate::lifecycle::{BmcAccount, Event, Expectation, SwitchPort};
 use crate::role::Templates;
 use crate::store::seal::Seal;
 use crate::store::{self, Db};
@@ -118,7 +117,7 @@ pub async fn run(args: Args) -> Result<()> {
     let engine = Engine::start(site, stop.clone()).await?;
     let consoles = Consoles::new(fleet.clone(), recorder, engine.console_door(), Timing::default());
     tokio::spawn(consoles::record(engine.clone(), consoles.clone(), recorded(&config), stop.clone()));
-    import(&engine, &config, &switches).await?;
+    import(&engine, &config).await?;
     if config.bmc.sweep_seconds > 0 {
         engine.sweep(Duration::from_secs(config.bmc.sweep_seconds.into()));
     }
@@ -321,53 +320,24 @@ fn library(cache: &Cache, key: PublicKey) -> Result<Library> {
 }
 
 /// Tells the engine of every expected machine; what it knows already changes nothing.
-pub async fn import(engine: &Engine, config: &Config, switches: &Switches) -> Result<()> {
+pub async fn import(engine: &Engine, config: &Config) -> Result<()> {
+    engine.own_bmc_passwords(config.bmc.own_passwords);
     let Some(path) = &config.site.expected else { return Ok(()) };
-    let text = std::fs::read_to_string(path)
-        .or_fail(Kind::Config, "expected.read", || format!("cannot read {}", path.display()))?;
-    let machines = expected::parse(&text).map_err(|e| {
-        Error::config("expected.csv", format!("{}: {}", path.display(), e.message())).hint("correct it and start again")
-    })?;
-    let count = machines.len();
-    let mut ports = ports_by_machine(switches);
-    for machine in machines {
-        let expectation = Expectation {
-            name: machine.name.to_string(),
-            serial: machine.serial.clone(),
-            mac: machine.mac,
-            place: machine.place,
-            ports: ports.remove(machine.name.as_str()).unwrap_or_default(),
-            bmc: machine.bmc.as_ref().map(|b| BmcAccount {
-                address: b.address,
-                redfish: b.redfish,
-                user: b.user.clone(),
-            }),
-            bmc_mac: None,
-            purchase: None,
-        };
-        let about = About::Serial { serial: machine.serial, name: expectation.name.clone() };
-        let id = engine.submit(about, Event::Expected(expectation)).await?;
-        if let Some(bmc) = machine.bmc {
-            engine.set_bmc_password(id, &bmc.password).await?;
-            let wanted = Event::BmcPasswordWanted { own: config.bmc.own_passwords };
-            engine.submit(About::Machine(id), wanted).await?;
-        }
-    }
-    tracing::info!(count, list = %path.display(), "expected machines");
-    for (machine, ports) in ports {
-        let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
-        tracing::warn!(machine, ports = ports.join(", "), "[[switches]] expects a machine that is not on the list");
+    let bytes =
+        std::fs::read(path).or_fail(Kind::Config, "expected.read", || format!("cannot read {}", path.display()))?;
+    let list = expected::text(bytes).and_then(|text| expected::parse(&text)).map_err(|e| of_file(e, path))?;
+    let report = engine.import(list, false).await.map_err(|e| of_file(e, path))?;
+    tracing::info!(
+        rows = report.rows,
+        new = report.new.len(),
+        changed = report.changed.len(),
+        list = %path.display(),
+        "expected machines"
+    );
+    for warning in report.warnings {
+        tracing::warn!("{warning}");
     }
     Ok(())
-}
-
-fn ports_by_machine(switches: &Switches) -> BTreeMap<String, Vec<SwitchPort>> {
-    let mut by_machine: BTreeMap<String, Vec<SwitchPort>> = BTreeMap::new();
-    for expected in switches.ports() {
-        let at = SwitchPort { switch: expected.switch.to_string(), port: expected.port };
-        by_machine.entry(expected.machine.to_string()).or_default().push(at);
-    }
-    by_machine
 }
 
 async fn stop_on_signal(stop: CancellationToken) {

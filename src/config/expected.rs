@@ -1,36 +1,77 @@
-//! The list of expected machines: CSV with a header. A row that is wrong is named by its line and column, and then nothing
-//! of the file is taken.
+//! The list of expected machines, as a file of the site or imported: CSV with a header, separated by commas, semicolons or tabs. A
+//! row that is wrong is named by its line and column, and then nothing of the file is taken.
 //!
 //! | column | |
 //! |---|---|
-//! | `name` | host name that the machine goes by |
 //! | `serial` | as on the label and in SMBIOS |
+//! | `name` | host name that the machine goes by; empty: as it was, or its serial number |
 //! | `mac` | of the NIC it boots from; may be empty |
 //! | `rack`, `unit` | where it stands; both or none |
 //! | `bmc_address` | IPMI: `10.0.0.7`, with `:port` where it is not 623; Redfish: `https://10.0.0.7`; both, with a space; empty |
-//! | `bmc_user`, `bmc_password` | needed with `bmc_address` |
+//! | `bmc_user`, `bmc_password` | needed with `bmc_address`; the password may be empty where it was given before |
+//! | `bmc_mac` | of the BMC, as on the label of the board |
+//! | `order`, `vendor`, `customer` | purchase order, who delivers, for whom |
+//! | `model` | the bill of materials that it is held against: `rackline model list` |
+//! | `switch`, `port` | where it is plugged in; several, with spaces: `leaf-1a leaf-1b`, `18 18` |
+//!
+//! A column that the file does not have says nothing: what is known already stays.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-
-use serde::Deserialize;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::machine::{Hostname, MacAddr, Place, Secret, Serial};
+use crate::machine::{Hostname, MacAddr, Place, Purchase, Secret, Serial, SwitchPort};
 
 /// Registered port of RMCP (IANA `asf-rmcp`).
 const RMCP: u16 = 623;
 const HTTPS: u16 = 443;
 /// Rows taken from one file.
-const MAX_ROWS: usize = 200_000;
+pub const MAX_ROWS: usize = 200_000;
+/// Bytes of one field that is taken as it is.
+const MAX_TEXT: usize = 128;
+/// Switch ports of one machine.
+const MAX_PORTS: usize = 16;
+
+/// In the order in which they are written.
+pub const COLUMNS: [&str; 15] = [
+    "name",
+    "serial",
+    "mac",
+    "rack",
+    "unit",
+    "bmc_address",
+    "bmc_user",
+    "bmc_password",
+    "bmc_mac",
+    "order",
+    "vendor",
+    "model",
+    "customer",
+    "switch",
+    "port",
+];
+
+#[derive(Debug)]
+pub struct List {
+    /// Those that the file has.
+    pub columns: HashSet<&'static str>,
+    pub machines: Vec<ExpectedMachine>,
+}
 
 #[derive(Debug, Clone)]
 pub struct ExpectedMachine {
-    pub name: Hostname,
+    /// Where it stands in the file.
+    pub line: u64,
+    pub name: Option<Hostname>,
     pub serial: Serial,
     pub mac: Option<MacAddr>,
     pub place: Option<Place>,
     pub bmc: Option<ExpectedBmc>,
+    pub bmc_mac: Option<MacAddr>,
+    /// One for all rows that say the same.
+    pub purchase: Option<Arc<Purchase>>,
+    pub ports: Vec<SwitchPort>,
 }
 
 #[derive(Debug, Clone)]
@@ -39,104 +80,210 @@ pub struct ExpectedBmc {
     pub address: SocketAddr,
     pub redfish: Option<SocketAddr>,
     pub user: String,
-    pub password: Secret,
+    /// `None`: as it was given before.
+    pub password: Option<Secret>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Row {
-    name: String,
-    serial: String,
-    #[serde(default)]
-    mac: String,
-    #[serde(default)]
-    rack: String,
-    #[serde(default)]
-    unit: String,
-    #[serde(default)]
-    bmc_address: String,
-    #[serde(default)]
-    bmc_user: String,
-    #[serde(default)]
-    bmc_password: String,
+/// A fault of a row; the same sentence from wherever it is found.
+pub fn wrong(line: u64, column: &str, what: impl std::fmt::Display) -> Error {
+    Error::input("expected.csv", format!("line {line}, column {column}: {what}"))
+        .hint("correct the line; nothing of the file was taken")
 }
 
-pub fn parse(csv: &str) -> Result<Vec<ExpectedMachine>> {
+/// As a file or a request has it.
+pub fn text(bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|e| {
+        let good = e.utf8_error().valid_up_to();
+        let line = 1 + e.as_bytes().iter().take(good).filter(|byte| **byte == b'\n').count();
+        Error::input("expected.csv", format!("line {line} is not UTF-8")).hint("save it as \"CSV UTF-8\"")
+    })
+}
+
+pub fn parse(csv: &str) -> Result<List> {
     let csv = csv.strip_prefix('\u{feff}').unwrap_or(csv);
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(csv.as_bytes());
+    let first = csv.lines().next().unwrap_or_default();
+    let count = |separator: u8| first.bytes().filter(|byte| *byte == separator).count();
+    let separator = [b',', b';', b'\t'].into_iter().rev().max_by_key(|separator| count(*separator)).unwrap_or(b',');
+    let mut reader = csv::ReaderBuilder::new();
+    let reader = reader.trim(csv::Trim::All).flexible(true).delimiter(separator);
+    let mut reader = reader.from_reader(csv.as_bytes());
+    let broken = |e: csv::Error| Error::input("expected.csv", format!("the list is no CSV: {e}"));
+    let head = Head::of(reader.headers().map_err(broken)?)?;
     let mut machines = Vec::new();
     let mut seen: HashMap<String, u64> = HashMap::new();
-    for row in reader.deserialize::<Row>() {
-        let row = row.map_err(|e| {
-            let line = e.position().map_or(String::new(), |p| format!("line {}: ", p.line()));
-            Error::input("expected.csv", format!("{line}{e}"))
-                .hint("the columns are name,serial,mac,rack,unit,bmc_address,bmc_user,bmc_password")
-        })?;
-        let line = machines.len() as u64 + 2;
+    let mut purchases: HashSet<Arc<Purchase>> = HashSet::new();
+    for record in reader.records() {
+        let record = record.map_err(broken)?;
+        let line = record.position().map_or(0, csv::Position::line);
+        if record.iter().all(str::is_empty) {
+            continue;
+        }
+        if record.len() != head.width {
+            let what = format!("line {line} has {} fields, and the header {}", record.len(), head.width);
+            return Err(Error::input("expected.csv", what)
+                .hint("a field with a separator or a line break in it stands in double quotes; the same goes for one quote too many"));
+        }
         if machines.len() == MAX_ROWS {
             return Err(Error::input("expected.csv", format!("more than {MAX_ROWS} rows")).hint("split the file"));
         }
-        let machine = check(row, line)?;
-        let keys = [
-            Some(format!("serial {}", machine.serial)),
-            Some(format!("name {}", machine.name)),
-            machine.mac.map(|mac| format!("MAC address {mac}")),
-            machine.place.as_ref().map(|place| format!("place {place}")),
-            // The Redfish service of a chassis answers for each of its machines, which are told apart by serial number.
-            machine
-                .bmc
-                .as_ref()
-                .filter(|bmc| bmc.redfish != Some(bmc.address))
-                .map(|bmc| format!("BMC address {}", bmc.address)),
-        ];
-        for key in keys.into_iter().flatten() {
-            if let Some(first) = seen.insert(key.clone(), line) {
+        let machine = Row { head: &head, record: &record, line }.machine(&mut purchases)?;
+        for key in keys(&machine) {
+            if let Some(first) = seen.get(&key) {
                 return Err(Error::input(
                     "expected.duplicate",
                     format!("line {line}: {key} stands in line {first} already"),
                 )
                 .hint("each machine has its own; correct one of the two lines"));
             }
+            seen.insert(key, line);
         }
         machines.push(machine);
     }
-    Ok(machines)
+    Ok(List { columns: head.at.into_keys().collect(), machines })
 }
 
-fn check(row: Row, line: u64) -> Result<ExpectedMachine> {
-    let wrong = |column: &str, what: String| {
-        Error::input("expected.csv", format!("line {line}, column {column}: {what}"))
-            .hint("correct the line; nothing of the file was taken")
-    };
-    let optional = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    let place = match (optional(&row.rack), optional(&row.unit)) {
-        (None, None) => None,
-        (Some(rack), Some(unit)) => {
-            let unit = unit.parse().map_err(|_| wrong("unit", format!("{unit:?} is not a height unit")))?;
-            Some(Place { rack, unit })
+/// What no two machines share.
+fn keys(machine: &ExpectedMachine) -> impl Iterator<Item = String> {
+    let ports = machine.ports.iter().map(|port| format!("switch port {port}")).collect::<Vec<_>>();
+    let keys = [
+        Some(format!("serial {}", machine.serial)),
+        machine.name.as_ref().map(|name| format!("name {name}")),
+        machine.mac.map(|mac| format!("MAC address {mac}")),
+        machine.place.as_ref().map(|place| format!("place {place}")),
+        machine.bmc.as_ref().map(|bmc| format!("BMC address {}", bmc.address)),
+        machine.bmc_mac.map(|mac| format!("MAC address {mac}")),
+    ];
+    keys.into_iter().flatten().chain(ports)
+}
+
+/// Which column stands where.
+struct Head {
+    at: HashMap<&'static str, usize>,
+    width: usize,
+}
+
+impl Head {
+    fn of(record: &csv::StringRecord) -> Result<Self> {
+        let mut at = HashMap::new();
+        for (position, said) in record.iter().enumerate() {
+            let plain = said.trim().to_lowercase().replace([' ', '-'], "_");
+            let Some(name) = COLUMNS.into_iter().find(|name| *name == plain) else {
+                let error = Error::input("expected.csv", format!("line 1: there is no column {said:?}"));
+                return Err(error.hint(format!("the columns are {}", COLUMNS.join(","))));
+            };
+            if at.insert(name, position).is_some() {
+                return Err(Error::input("expected.csv", format!("line 1: the column {name} stands there twice")));
+            }
         }
-        _ => return Err(wrong("rack", "rack and unit go together".into())),
-    };
-    let bmc = match optional(&row.bmc_address) {
-        None if !row.bmc_user.is_empty() || !row.bmc_password.is_empty() => {
-            return Err(wrong("bmc_address", "is empty, but there is a BMC user or password".into()));
+        if !at.contains_key("serial") {
+            return Err(Error::input("expected.csv", "line 1: there is no column serial")
+                .hint("the first line names the columns; a machine is known by its serial number"));
         }
-        None => None,
-        Some(_) if row.bmc_user.is_empty() || row.bmc_password.is_empty() => {
-            return Err(wrong("bmc_user", "a BMC address needs bmc_user and bmc_password".into()));
+        Ok(Self { at, width: record.len() })
+    }
+}
+
+struct Row<'a> {
+    head: &'a Head,
+    record: &'a csv::StringRecord,
+    line: u64,
+}
+
+impl Row<'_> {
+    /// Empty where the file has no such column.
+    fn get(&self, column: &str) -> &str {
+        self.head.at.get(column).and_then(|at| self.record.get(*at)).unwrap_or_default()
+    }
+
+    fn wrong(&self, column: &str, what: impl std::fmt::Display) -> Error {
+        wrong(self.line, column, what)
+    }
+
+    /// Words that are kept as they are.
+    fn text(&self, column: &str) -> Result<Option<String>> {
+        let text = self.get(column);
+        if text.len() > MAX_TEXT || text.chars().any(char::is_control) {
+            return Err(self.wrong(column, format!("more than {MAX_TEXT} bytes, or something that cannot be printed")));
         }
-        Some(addresses) => {
-            let (address, redfish) = bmc_addresses(&addresses).map_err(|what| wrong("bmc_address", what))?;
-            Some(ExpectedBmc { address, redfish, user: row.bmc_user, password: Secret::new(row.bmc_password) })
+        Ok((!text.is_empty()).then(|| text.to_owned()))
+    }
+
+    fn parsed<T: std::str::FromStr<Err = Error>>(&self, column: &str) -> Result<Option<T>> {
+        let text = self.get(column);
+        (!text.is_empty()).then(|| text.parse()).transpose().map_err(|e: Error| self.wrong(column, e))
+    }
+
+    fn machine(&self, purchases: &mut HashSet<Arc<Purchase>>) -> Result<ExpectedMachine> {
+        let serial = self.get("serial").parse().map_err(|e: Error| self.wrong("serial", e))?;
+        let place = match (self.text("rack")?, self.get("unit")) {
+            (None, "") => None,
+            (Some(_), "") | (None, _) => return Err(self.wrong("rack", "rack and unit go together")),
+            (Some(rack), unit) => {
+                let unit = unit.parse().map_err(|_| self.wrong("unit", format!("{unit:?} is not a height unit")))?;
+                Some(Place { rack, unit })
+            }
+        };
+        Ok(ExpectedMachine {
+            line: self.line,
+            name: self.parsed("name")?,
+            serial,
+            mac: self.parsed("mac")?,
+            place,
+            bmc: self.bmc()?,
+            bmc_mac: self.parsed("bmc_mac")?,
+            purchase: self.purchase(purchases)?,
+            ports: self.ports()?,
+        })
+    }
+
+    fn bmc(&self) -> Result<Option<ExpectedBmc>> {
+        let (addresses, user, password) = (self.get("bmc_address"), self.text("bmc_user")?, self.get("bmc_password"));
+        match (addresses, user) {
+            ("", None) if password.is_empty() => Ok(None),
+            ("", _) => Err(self.wrong("bmc_address", "is empty, but there is a BMC user or password")),
+            (_, None) => Err(self.wrong("bmc_user", "a BMC address needs bmc_user and bmc_password")),
+            (addresses, Some(user)) => {
+                let (address, redfish) = bmc_addresses(addresses).map_err(|what| self.wrong("bmc_address", what))?;
+                let password = (!password.is_empty()).then(|| Secret::new(password));
+                Ok(Some(ExpectedBmc { address, redfish, user, password }))
+            }
         }
-    };
-    Ok(ExpectedMachine {
-        name: row.name.parse().map_err(|e: Error| wrong("name", e.to_string()))?,
-        serial: row.serial.parse().map_err(|e: Error| wrong("serial", e.to_string()))?,
-        mac: optional(&row.mac).map(|mac| mac.parse()).transpose().map_err(|e: Error| wrong("mac", e.to_string()))?,
-        place,
-        bmc,
-    })
+    }
+
+    fn purchase(&self, purchases: &mut HashSet<Arc<Purchase>>) -> Result<Option<Arc<Purchase>>> {
+        let purchase = Purchase {
+            order: self.text("order")?,
+            vendor: self.text("vendor")?,
+            model: self.text("model")?,
+            customer: self.text("customer")?,
+        };
+        if purchase == Purchase::default() {
+            return Ok(None);
+        }
+        Ok(Some(Purchase::shared(purchase.into(), purchases)))
+    }
+
+    fn ports(&self) -> Result<Vec<SwitchPort>> {
+        self.text("switch")?;
+        self.text("port")?;
+        let switches: Vec<&str> = self.get("switch").split_whitespace().collect();
+        let ports: Vec<&str> = self.get("port").split_whitespace().collect();
+        let at = |switch: &str, port: &str| SwitchPort { switch: switch.to_owned(), port: port.to_owned() };
+        if ports.len() > MAX_PORTS {
+            return Err(self.wrong("port", format!("more than {MAX_PORTS} ports")));
+        }
+        match switches.as_slice() {
+            [] if ports.is_empty() => Ok(Vec::new()),
+            [switch] if !ports.is_empty() => Ok(ports.iter().map(|port| at(switch, port)).collect()),
+            several if several.len() == ports.len() => {
+                Ok(several.iter().zip(ports).map(|(switch, port)| at(switch, port)).collect())
+            }
+            several => {
+                let what = format!("{} switches and {} ports: each port has its switch", several.len(), ports.len());
+                Err(self.wrong("port", what))
+            }
+        }
+    }
 }
 
 /// Of IPMI and of Redfish, at most one each.
@@ -164,6 +311,10 @@ fn bmc_addresses(words: &str) -> std::result::Result<(SocketAddr, Option<SocketA
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<Vec<ExpectedMachine>> {
+        super::parse(text).map(|list| list.machines)
+    }
+
     const HEAD: &str = "name,serial,mac,rack,unit,bmc_address,bmc_user,bmc_password\n";
 
     #[test]
@@ -187,7 +338,7 @@ mod tests {
             ("kvm-1,7XK2M13,,R1,,,,", "line 2", "column rack"),
             ("kvm-1,7XK2M13,,R1,x,,,", "line 2", "column unit"),
             ("kvm-1,7XK2M13,,,,10.77.1,a,b", "line 2", "column bmc_address"),
-            ("kvm-1,7XK2M13,,,,10.77.1.1,,", "line 2", "column bmc_user"),
+            ("kvm-1,7XK2M13,,,,10.77.1.1,,secret", "line 2", "column bmc_user"),
             ("kvm-1,7XK2M13,,,,https://bmc1,a,b", "line 2", "column bmc_address"),
             ("kvm-1,7XK2M13,,,,10.77.1.1 10.77.1.2,a,b", "line 2", "column bmc_address"),
         ] {
@@ -211,6 +362,53 @@ mod tests {
             doors("10.77.1.1:6230 https://[fd77::1]:8443"),
             ("10.77.1.1:6230".into(), Some("[fd77::1]:8443".into()))
         );
+    }
+
+    #[test]
+    fn a_purchase_list_as_a_spreadsheet_saves_it() {
+        let text = "\u{feff}Serial;Name;Order;Vendor;Model;Rack;Unit;Switch;Port;BMC MAC;Customer\r\n\
+                    7XK2M13;kvm-1;PO-4711;Dell;compute;R1;12;leaf-1a leaf-1b;18 18;d0-94-66-00-00-01;\"Big, and Sons\"\r\n\
+                    7XK2M14;;PO-4711;Dell;compute;R1;13;leaf-1a;19 20;;\"Big, and Sons\"\r\n;;;;;;;;;;\r\n";
+        let machines = parse(text).unwrap();
+        assert_eq!((machines.len(), machines[0].name.as_ref().unwrap().as_str(), machines[1].line), (2, "kvm-1", 3));
+        let ports = |n: usize| machines[n].ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        assert_eq!((ports(0).as_str(), ports(1).as_str()), ("leaf-1a 18, leaf-1b 18", "leaf-1a 19, leaf-1a 20"));
+        assert_eq!(machines[0].bmc_mac.unwrap().to_string(), "d0:94:66:00:00:01");
+        let purchase = machines[0].purchase.as_ref().unwrap();
+        assert_eq!((purchase.model.as_deref(), purchase.customer.as_deref()), (Some("compute"), Some("Big, and Sons")));
+        assert!(Arc::ptr_eq(purchase, machines[1].purchase.as_ref().unwrap()), "one for the whole order");
+        assert_eq!(parse("serial\tname\n7XK2M13\ta\n").unwrap()[0].name.as_ref().unwrap().as_str(), "a");
+    }
+
+    #[test]
+    fn what_is_no_list_is_said_where_it_is_wrong() {
+        for (text, wanted) in [
+            ("name,serial,colour\na,7XK2M13,red\n", "line 1: there is no column \"colour\""),
+            ("serial,Serial\n", "line 1: the column serial stands there twice"),
+            ("name\na\n", "line 1: there is no column serial"),
+            ("", "line 1: there is no column serial"),
+            ("serial,name\n7XK2M13\n", "line 2 has 1 fields, and the header 2"),
+            ("serial,name\n\"7XK\n2M13,a\n", "line 2 has 1 fields, and the header 2"),
+            ("serial,switch,port\nX7,a b,1\n", "line 2, column port: 2 switches and 1 ports"),
+            ("serial,switch,port\nX7,,1\n", "line 2, column port: 0 switches and 1 ports"),
+            ("serial,order\nX7,\u{7}\n", "line 2, column order: "),
+            ("serial,switch,port\nX7,a,1\nX8,a,1\n", "line 3: switch port a 1 stands in line 2 already"),
+            (
+                "serial,mac,bmc_mac\nX7,525400000001,\nX8,,525400000001\n",
+                "line 3: MAC address 52:54:00:00:00:01 stands",
+            ),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.message().starts_with(wanted), "{error}\n{wanted}");
+        }
+        assert_eq!(super::text(b"a\nb\n\xfc\n".to_vec()).unwrap_err().message(), "line 3 is not UTF-8");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_list_is_too_strange(text in "(serial|name|;|,|\\n|\"|[a-z0-9 ]){0,40}") {
+            let _ = parse(&text);
+        }
     }
 
     #[test]

@@ -13,12 +13,14 @@ mod climb;
 pub mod consoles;
 mod effects;
 mod energy;
+pub mod expected;
 pub mod found;
 mod judging;
 pub mod learn;
 pub mod models;
 mod orders;
 mod pairing;
+pub mod parts;
 mod password;
 mod policy;
 mod turn;
@@ -26,6 +28,7 @@ pub mod watch;
 mod world;
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
@@ -80,6 +83,14 @@ struct Letter {
     answer: Option<oneshot::Sender<Result<MachineId>>>,
 }
 
+/// What comes in, in order.
+#[allow(clippy::large_enum_variant, reason = "nearly all are letters")]
+enum Post {
+    Letter(Letter),
+    /// A list of expected machines: whole, or nothing of it.
+    Import(expected::Import),
+}
+
 /// What the engine needs of the site to act and to issue orders.
 pub struct Site {
     pub db: Db,
@@ -111,7 +122,9 @@ pub struct Engine {
 
 struct Inner {
     site: Site,
-    inbox: mpsc::Sender<Letter>,
+    inbox: mpsc::Sender<Post>,
+    /// Whether BMCs of the list get passwords of their own.
+    own_passwords: AtomicBool,
     world: RwLock<World>,
     progress: Mutex<HashMap<MachineId, Progress>>,
     learning: learn::Learning,
@@ -135,7 +148,9 @@ impl Engine {
     /// Loads what the last run left and goes on from there.
     pub async fn start(site: Site, stop: CancellationToken) -> Result<Self> {
         let mut world = World::default();
-        for machine in site.db.machines().await? {
+        let mut machines = site.db.machines().await?;
+        expected::share_purchases(&mut machines);
+        for machine in machines {
             world.put(machine);
         }
         let pending = site.db.pending().await?;
@@ -146,6 +161,7 @@ impl Engine {
         let inner = Arc::new(Inner {
             site,
             inbox,
+            own_passwords: AtomicBool::new(false),
             world: RwLock::new(world),
             progress: Mutex::default(),
             learning,
@@ -178,7 +194,7 @@ impl Engine {
 
     /// Tells a fact without waiting; dropped with a warning when the inbox is full, since the caller must not be held up.
     pub fn tell(&self, about: About, event: Event) {
-        if self.inner.inbox.try_send(Letter { about, event, settles: None, answer: None }).is_err() {
+        if self.inner.inbox.try_send(Post::Letter(Letter { about, event, settles: None, answer: None })).is_err() {
             tracing::warn!("the inbox is full: a fact was dropped; the machine will tell it again");
         }
     }
@@ -189,7 +205,7 @@ impl Engine {
     }
 
     async fn send(&self, letter: Letter) -> Result<()> {
-        self.inner.inbox.send(letter).await.map_err(|_| stopping())
+        self.inner.inbox.send(Post::Letter(letter)).await.map_err(|_| stopping())
     }
 
     pub fn find(&self, text: &str) -> Result<Arc<Machine>> {

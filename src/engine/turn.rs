@@ -5,27 +5,39 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{About, BATCH, Engine, Letter, effects::Effects, now};
+use super::parts::{Told, inventory};
+use super::{About, BATCH, Engine, Letter, Post, effects::Effects, expected, now};
 use crate::error::{Error, Result};
 use crate::handoff::announce::Announcement;
 use crate::lifecycle::ladder::Arrival;
 use crate::lifecycle::{self, Action, Event, Machine, Millis, Refused, State};
-use crate::link::Problem;
-use crate::machine::{MachineId, Serial};
-use crate::store::{failed, machines};
+use crate::link::{Outcome, Problem};
+use crate::machine::{MachineId, Secret, Serial};
+use crate::store::{components, failed, machines, seal};
 
 /// Takes letters until the engine stops.
-pub async fn run(engine: Engine, mut letters: mpsc::Receiver<Letter>, effects: Effects) {
+pub async fn run(engine: Engine, mut inbox: mpsc::Receiver<Post>, effects: Effects) {
     let mut batch = Vec::with_capacity(BATCH);
     loop {
         let count = tokio::select! {
-            count = letters.recv_many(&mut batch, BATCH) => count,
+            count = inbox.recv_many(&mut batch, BATCH) => count,
             () = engine.inner.stop.cancelled() => return,
         };
         if count == 0 {
             return;
         }
-        turn(&engine, std::mem::take(&mut batch), &effects).await;
+        let mut letters = Vec::with_capacity(count);
+        for post in batch.drain(..) {
+            match post {
+                Post::Letter(letter) => letters.push(letter),
+                // What came before it counts for it.
+                Post::Import(import) => {
+                    turn(&engine, std::mem::take(&mut letters), &effects).await;
+                    expected::import(&engine, import, &effects).await;
+                }
+            }
+        }
+        turn(&engine, letters, &effects).await;
     }
 }
 
@@ -48,12 +60,14 @@ pub async fn clock(engine: Engine) {
 
 /// What a batch has changed so far, on top of the world.
 #[derive(Default)]
-struct Draft {
-    changed: HashMap<MachineId, Machine>,
+pub(super) struct Draft {
+    pub changed: HashMap<MachineId, Machine>,
     forgotten: HashSet<MachineId>,
     /// In order: the machine after the event, and the event.
-    book: Vec<(Machine, Event)>,
-    actions: Vec<(MachineId, Action)>,
+    pub book: Vec<(Machine, Event)>,
+    pub actions: Vec<(MachineId, Action)>,
+    /// By name, to be sealed.
+    pub secrets: Vec<(String, Secret)>,
     /// Machines that came to the network as they were asked to.
     arrivals: Vec<(MachineId, Arrival)>,
     /// What others are to be told.
@@ -61,18 +75,25 @@ struct Draft {
 }
 
 async fn turn(engine: &Engine, letters: Vec<Letter>, effects: &Effects) {
+    if letters.is_empty() {
+        return;
+    }
     let at = now();
     let mut draft = Draft::default();
+    let mut parts = engine.look_up_parts(&letters).await;
     let mut answers = Vec::with_capacity(letters.len());
     let mut settled = Vec::new();
     for letter in letters {
         settled.extend(letter.settles);
-        let outcome = take(engine, &mut draft, at, &letter.about, letter.event);
+        let outcome = take(engine, &mut draft, at, &letter.about, letter.event, &parts);
         answers.push((letter.answer, outcome));
     }
     match write(engine, at, &draft, &settled).await {
         Ok(posted) => {
+            let inventories = draft.book.iter().filter(|(_, event)| inventory(event).is_some());
+            let told: Vec<Told> = inventories.filter_map(|(machine, _)| parts.remove(&machine.id)).collect();
             publish(engine, draft);
+            told.into_iter().for_each(|told| engine.tell_who_lost_parts(told));
             for (answer, outcome) in answers {
                 answer.map(|to| to.send(outcome));
             }
@@ -81,9 +102,7 @@ async fn turn(engine: &Engine, letters: Vec<Letter>, effects: &Effects) {
         Err(e) => {
             tracing::error!(error = ?e, "a turn could not be written; nothing of it took effect");
             for (answer, _) in answers.into_iter() {
-                let again = Error::internal("store.write", "the appliance could not write to its database")
-                    .hint("is the disk full? see the appliance's log; then try again");
-                answer.map(|to| to.send(Err(again)));
+                answer.map(|to| to.send(Err(not_written())));
             }
             // Never spin on a broken disk.
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -91,8 +110,18 @@ async fn turn(engine: &Engine, letters: Vec<Letter>, effects: &Effects) {
     }
 }
 
-async fn write(engine: &Engine, at: Millis, draft: &Draft, settled: &[i64]) -> Result<Vec<machines::Pending>> {
-    if draft.book.is_empty() && settled.is_empty() && draft.forgotten.is_empty() {
+pub(super) fn not_written() -> Error {
+    Error::internal("store.write", "the appliance could not write to its database")
+        .hint("is the disk full? see the appliance's log; then try again")
+}
+
+pub(super) async fn write(
+    engine: &Engine,
+    at: Millis,
+    draft: &Draft,
+    settled: &[i64],
+) -> Result<Vec<machines::Pending>> {
+    if draft.book.is_empty() && settled.is_empty() && draft.forgotten.is_empty() && draft.secrets.is_empty() {
         return Ok(Vec::new());
     }
     let mut tx = engine.db().write().await?;
@@ -101,9 +130,15 @@ async fn write(engine: &Engine, at: Millis, draft: &Draft, settled: &[i64]) -> R
     }
     for (machine, event) in &draft.book {
         machines::append(&mut tx, machine, at, event).await?;
+        if let Some(inventory) = inventory(event) {
+            components::record(&mut tx, machine.id, at, &inventory.components()).await?;
+        }
     }
     for machine in draft.changed.values() {
         machines::save(&mut tx, machine).await?;
+    }
+    for (name, secret) in &draft.secrets {
+        seal::put(&mut tx, &engine.inner.site.seal, name, secret.expose()).await?;
     }
     let mut posted = Vec::with_capacity(draft.actions.len());
     for (machine, action) in &draft.actions {
@@ -120,7 +155,7 @@ async fn write(engine: &Engine, at: Millis, draft: &Draft, settled: &[i64]) -> R
     Ok(posted)
 }
 
-fn publish(engine: &Engine, draft: Draft) {
+pub(super) fn publish(engine: &Engine, draft: Draft) {
     if !draft.announcements.is_empty() {
         engine.inner.site.announce.ring();
     }
@@ -146,12 +181,21 @@ fn publish(engine: &Engine, draft: Draft) {
 }
 
 /// One fact: whose it is, what the rules say to it.
-fn take(engine: &Engine, draft: &mut Draft, at: Millis, about: &About, event: Event) -> Result<MachineId> {
+fn take(
+    engine: &Engine,
+    draft: &mut Draft,
+    at: Millis,
+    about: &About,
+    event: Event,
+    parts: &HashMap<MachineId, Told>,
+) -> Result<MachineId> {
     let (machine, mut event) = resolve(engine, draft, at, about, event)?;
     let id = machine.id;
     if let Event::Reported { outcome, findings, .. } = &mut event {
         engine.add_load(&machine, outcome);
         *findings = engine.judge(&machine, outcome);
+        let commissioned = matches!(outcome, Outcome::Commissioned { .. });
+        findings.extend(parts.get(&id).filter(|_| commissioned).into_iter().flat_map(|told| told.findings.clone()));
     }
     match lifecycle::decide(at, &machine, &event) {
         Ok(step) => {

@@ -6,4 +6,5 @@
 pub mod changed;
 pub mod cohort;
 pub mod hardware;
+pub mod history;
 pub mod model;

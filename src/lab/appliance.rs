@@ -346,7 +346,10 @@ mod tests {
         assert_eq!(config.api.listen, ([127, 0, 0, 1], 8480).into());
         assert_eq!(config.boot.subnets[0].pools[0].to_string(), POOL);
         assert_eq!(
-            crate::config::expected::parse(&machines_csv(&Machine::all(&spec()), "secret").unwrap()).unwrap().len(),
+            crate::config::expected::parse(&machines_csv(&Machine::all(&spec()), "secret").unwrap())
+                .unwrap()
+                .machines
+                .len(),
             2
         );
     }

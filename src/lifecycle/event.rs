@@ -11,7 +11,7 @@ use super::cabling::SeenPort;
 use super::ladder::{Climb, Means};
 use crate::link::{BurnProfile, Check, Mode, Outcome, Problem, Tested};
 use crate::machine::{
-    ClientArch, Digest, Finding, Hostname, MacAddr, Place, PowerAction, Roles, Serial, SwitchPort, TargetRule,
+    ClientArch, Digest, Finding, Hostname, MacAddr, Place, PowerAction, Purchase, Roles, Serial, SwitchPort, TargetRule,
 };
 use crate::role::Setup;
 
@@ -268,6 +268,9 @@ pub struct Expectation {
     /// Of the list, and of the port map of the site's switches.
     #[serde(default)]
     pub ports: Vec<SwitchPort>,
+    /// Those of the list alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listed_ports: Vec<SwitchPort>,
     /// Of its BMC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bmc_mac: Option<MacAddr>,
@@ -279,30 +282,17 @@ impl Expectation {
     /// With nothing but what each row has.
     pub fn new(name: impl Into<String>, serial: Serial) -> Self {
         let name = name.into();
-        Self { name, serial, mac: None, place: None, bmc: None, ports: Vec::new(), bmc_mac: None, purchase: None }
-    }
-}
-
-/// What was bought, by whom and for whom. The same for all machines of an order: kept once for all of them.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Purchase {
-    /// Number of the purchase order.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub order: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub vendor: Option<String>,
-    /// The bill of materials that the machine is held against.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub model: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub customer: Option<String>,
-}
-
-impl Purchase {
-    /// `, model compute, order PO-4711`
-    fn sentence(&self) -> String {
-        let parts = [("model", &self.model), ("from", &self.vendor), ("order", &self.order), ("for", &self.customer)];
-        parts.iter().filter_map(|(word, value)| Some(format!(", {word} {}", value.as_ref()?))).collect()
+        Self {
+            name,
+            serial,
+            mac: None,
+            place: None,
+            bmc: None,
+            ports: Vec::new(),
+            listed_ports: Vec::new(),
+            bmc_mac: None,
+            purchase: None,
+        }
     }
 }
 

@@ -9,12 +9,14 @@ use serde::{Deserialize, Serialize};
 use super::baseline::Baseline;
 use super::burn::BurnIn;
 use super::cabling::SeenPort;
-use super::event::{BmcAccount, Order, Purchase};
+use super::event::{BmcAccount, Order};
 use super::ladder::Ladder;
 use super::passport::PassingChecks;
 use super::{BootChoice, Recheck, boot_choice};
 use crate::link::{Check, Deployed, ErasedDisk, Measured, Mode, Problem};
-use crate::machine::{ClientArch, Disk, Finding, Identity, Inventory, MacAddr, MachineId, Place, Serial, SwitchPort};
+use crate::machine::{
+    ClientArch, Disk, Finding, Identity, Inventory, MacAddr, MachineId, Place, Purchase, Serial, SwitchPort,
+};
 
 /// Milliseconds since 1970, UTC.
 pub type Millis = i64;
@@ -38,6 +40,8 @@ pub struct Machine {
     /// What the list says besides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listed_mac: Option<MacAddr>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listed_ports: Vec<SwitchPort>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bmc_mac: Option<MacAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -198,6 +202,7 @@ impl Machine {
             seen_on: BTreeMap::new(),
             expected: false,
             listed_mac: None,
+            listed_ports: Vec::new(),
             bmc_mac: None,
             purchase: None,
             bmc: None,

@@ -23,7 +23,7 @@ pub use crate::machine::SwitchPort;
 pub use baseline::{Attempt, Baseline, BaselineEnd, BaselineNews, Finding};
 pub use burn::{BurnIn, TestDone};
 pub use cabling::{Occupant, SeenPort};
-pub use event::{Action, BmcAccount, Event, Expectation, OWN_BMC_USER, Order, Purchase, Refused, Sighting};
+pub use event::{Action, BmcAccount, Event, Expectation, OWN_BMC_USER, Order, Refused, Sighting};
 pub use machine::{AgentSeen, BmcPassword, Erased, Machine, Millis, StageTime, State, Waiting};
 pub use recheck::Recheck;
 

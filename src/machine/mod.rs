@@ -3,11 +3,13 @@
 //! [`id`] names things, [`filler`] knows what is no name, [`inventory`] says what is built in, [`finding`] what is wrong with it,
 //! [`role`] what it shall become, [`target`] picks the disk to install on, [`version`] says which firmware is newer.
 
+pub mod component;
 pub mod filler;
 pub mod finding;
 pub mod id;
 pub mod inventory;
 pub mod power;
+pub mod purchase;
 pub mod role;
 pub mod secret;
 pub mod target;
@@ -20,6 +22,7 @@ pub use inventory::{
     PciDevice, PciLink, System, Tpm,
 };
 pub use power::PowerAction;
+pub use purchase::Purchase;
 pub use role::{Role, Roles};
 pub use secret::Secret;
 pub use target::{TargetRule, select_target};

@@ -4,6 +4,7 @@
 //! the disk. Writers go through [`Db::write`], which takes the write lock at the start: a transaction that reads first and
 //! writes later would otherwise fail with "database is locked" as soon as another one writes in between.
 
+pub mod components;
 mod journal;
 pub mod lease;
 pub mod loader;

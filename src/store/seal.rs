@@ -7,6 +7,7 @@ use std::path::Path;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::rand;
+use sqlx::{Any, Transaction};
 
 use super::{Db, failed};
 use crate::durable;
@@ -75,18 +76,23 @@ fn make(path: &Path) -> Result<Vec<u8>> {
     Ok(raw)
 }
 
+/// Together with what else the transaction writes.
+pub async fn put(tx: &mut Transaction<'static, Any>, seal: &Seal, name: &str, secret: &str) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO secret (name, sealed) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET sealed = excluded.sealed",
+    )
+    .bind(name)
+    .bind(seal.close(name, secret)?)
+    .execute(&mut **tx)
+    .await
+    .map_err(failed)?;
+    Ok(())
+}
+
 impl Db {
     pub async fn put_secret(&self, seal: &Seal, name: &str, secret: &str) -> Result<()> {
-        let sealed = seal.close(name, secret)?;
         let mut tx = self.write().await?;
-        sqlx::query(
-            "INSERT INTO secret (name, sealed) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET sealed = excluded.sealed",
-        )
-        .bind(name)
-        .bind(sealed)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
+        put(&mut tx, seal, name, secret).await?;
         tx.commit().await.map_err(failed)
     }
 

@@ -21,6 +21,7 @@ mod conversations;
 mod delivery;
 mod dhcp_clients;
 mod engine;
+mod expected;
 mod firmware;
 mod firmware_cli;
 mod fixture;

@@ -424,9 +424,8 @@ fn a_model_that_nobody_knows_is_told_and_its_parts_are_not_compared() {
 /// Any inventory that fits one of the built-in models.
 fn as_ordered(model: &Model) -> Inventory {
     let mut inventory = machine();
-    let first = |n: usize| (n, inventory.clone());
-    let (_, template) = first(0);
-    inventory.cpus = (0..*model.cpu.as_ref().unwrap().count.as_ref()).map(|_| template.cpus[0].clone()).collect();
+    let cpu = inventory.cpus[0].clone();
+    inventory.cpus = vec![cpu; *model.cpu.as_ref().unwrap().count.as_ref()];
     let memory = model.memory.as_ref().unwrap();
     let dimm = |n: usize| Dimm { slot: format!("A{n}"), size_bytes: memory.size.value, ..Dimm::default() };
     inventory.memory = Memory { dimms: (1..=*memory.count.as_ref()).map(dimm).collect(), ..Memory::default() };

@@ -114,7 +114,7 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
         Event::Expected(e) => {
             let machine = &mut turn.machine;
             let known = machine.macs.len();
-            let listed = |m: &Machine| (m.listed_mac, m.bmc_mac, m.purchase.clone());
+            let listed = |m: &Machine| (m.listed_mac, m.listed_ports.clone(), m.bmc_mac, m.purchase.clone());
             let is =
                 |m: &Machine| (m.expected, m.name.clone(), m.place.clone(), m.bmc.clone(), m.ports.clone(), listed(m));
             let before = is(machine);
@@ -125,6 +125,7 @@ pub fn anywhere(turn: &mut Turn, event: &Event) -> Result<bool, Refused> {
             machine.place.clone_from(&e.place);
             machine.ports.clone_from(&e.ports);
             machine.listed_mac = e.mac;
+            machine.listed_ports.clone_from(&e.listed_ports);
             machine.bmc_mac = e.bmc_mac;
             machine.purchase.clone_from(&e.purchase);
             if e.bmc.is_some() && machine.bmc != e.bmc {
