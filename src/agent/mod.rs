@@ -20,13 +20,15 @@ mod member;
 mod options;
 mod progress;
 mod roots;
+mod setup;
 pub mod tls;
 mod tool;
 
 pub use deploy::write_image;
-pub use deploy::{Installed, seed_image};
+pub use deploy::{INSTALLED_FILE, Installed, seed_image};
 pub use options::{Hooks, Options, RESIDENT_FILE, Token};
 pub use roots::Roots;
+pub use setup::apply;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

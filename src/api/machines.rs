@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::judge::cohort::CohortView;
 use crate::lifecycle::{BurnIn, Event, Machine, Order, State as Lifecycle};
 use crate::machine::select_target;
-use crate::role::disks;
+use crate::role::{disks, plan};
 
 /// Events in one answer.
 const EVENTS: u32 = 1000;
@@ -154,7 +154,8 @@ pub async fn deploy(
     // Where the inventory is not known yet, the agent looks before it writes.
     if let Some(inventory) = machine.inventory.as_ref().filter(|_| !template.setup.storage.is_empty()) {
         let system = select_target(&inventory.disks, &request.target, found.manifest.disk_size)?;
-        disks::assign(&template.setup.storage, &inventory.disks, system)?;
+        let assigned = disks::assign(&template.setup.storage, &inventory.disks, system)?;
+        plan::fits(&template.setup.storage, &assigned)?;
     }
     let order = Order {
         role: request.role,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::agent::{self, Options, RESIDENT_FILE};
+use crate::agent::{self, INSTALLED_FILE, Options, RESIDENT_FILE, Roots};
 use crate::error::{Kind, OrFail, Result};
 use crate::ipmi::device::{self, Device};
 use crate::link::BmcUser;
@@ -13,9 +13,15 @@ pub struct Args {
     /// On the installed host: delivery checks and inspection.
     #[arg(long)]
     resident: bool,
+    /// On the installed host: set up storage and kernel as it was ordered, and end.
+    #[arg(long, conflicts_with = "resident")]
+    setup: bool,
 }
 
 pub async fn run(args: Args) -> Result<()> {
+    if args.setup {
+        return agent::apply(&Roots::default(), Path::new(INSTALLED_FILE)).await;
+    }
     let mut options = if args.resident {
         Options::resident(Path::new(RESIDENT_FILE))?
     } else {

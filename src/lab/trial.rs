@@ -31,7 +31,7 @@ use crate::image::proof::{Passed, Proof};
 use crate::image::{Entry, verify_and_decompress};
 use crate::link::{Check, Outcome, Verify};
 use crate::machine::{Firmware, Hostname, MacAddr, MachineId, Role, Roles, Serial};
-use crate::role::Setup;
+use crate::role::{Setup, Storage, Templates};
 use crate::template::seed::{self, Facts};
 
 /// The disk is that much larger than the image: growing to it is part of the first boot.
@@ -81,19 +81,14 @@ pub async fn run(trial: &Trial<'_>, say: &(dyn Fn(&str) + Sync)) -> Result<Proof
     let hostname: Hostname = "image-test".parse()?;
     let manifest = &trial.entry.manifest;
     let (declared, kernel_floor) = (super::checks()?, major_minor(&manifest.boot.release));
+    let roles = Roles::of(manifest.roles.iter().copied()).unwrap_or(Role::Kvm.into());
+    // There are no disks besides the image's own.
+    let setup = Setup { storage: Storage::default(), ..Templates::default().of(&roles)?.setup };
     let order = |role: Roles| {
         let facts = check::Facts { hostname: &hostname, manifest: trial.entry.digest, kernel_floor: &kernel_floor };
         let checks = declared.asks(&role, &facts, false);
         let (hostname, kernel_floor) = (hostname.clone(), kernel_floor.clone());
-        Verify {
-            role,
-            hostname,
-            manifest: trial.entry.digest,
-            kernel_floor,
-            setup: Setup::default(),
-            checks,
-            tls: false,
-        }
+        Verify { role, hostname, manifest: trial.entry.digest, kernel_floor, setup: setup.clone(), checks, tls: false }
     };
     let orders = manifest.roles.iter().map(|role| order((*role).into())).collect();
     let mut appliance = Appliance::start(machine, orders).await?;
@@ -101,7 +96,7 @@ pub async fn run(trial: &Trial<'_>, say: &(dyn Fn(&str) + Sync)) -> Result<Proof
     let facts = Facts {
         machine,
         hostname: &hostname,
-        role: &Roles::of(manifest.roles.iter().copied()).unwrap_or(Role::Kvm.into()),
+        role: &roles,
         ssh_keys: &[],
         url: &format!("http://{HOST}:{}", appliance.port),
         token: &appliance.token,
@@ -115,6 +110,7 @@ pub async fn run(trial: &Trial<'_>, say: &(dyn Fn(&str) + Sync)) -> Result<Proof
         disk_serial: Serial::parse(DISK_SERIAL),
         disk_wwn: None,
         disk_bytes: manifest.disk_size + ROOM,
+        setup: setup.clone(),
     };
     let seed = seed_image(&seed::render(&facts)?, &installed, trial.binary)?;
     let failed = || "cannot prepare the virtual machine".to_owned();

@@ -4,6 +4,8 @@
 //! An order carries the whole [`Setup`]: what a template says later changes no host that was ordered before.
 
 pub mod disks;
+pub mod files;
+pub mod plan;
 pub mod storage;
 mod template;
 pub mod tuning;

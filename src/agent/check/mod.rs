@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use super::Agent;
 use super::progress::Meter;
+use super::setup;
 use crate::check::{Declared, Kind};
 use crate::error::Result;
 use crate::link::{Check, Measured, Outcome, Verify};
@@ -26,6 +27,7 @@ use crate::machine::Role;
 pub async fn check(agent: &Agent, order: &Verify, meter: &Meter) -> Result<Outcome> {
     let mut visit = Visit { meter, asked: &order.checks, checks: Vec::new(), measured: Vec::new() };
     host::check(agent, order, &mut visit).await;
+    visit.checks.extend(setup::verify(agent, &order.setup, meter).await);
     let served = order.tls && tls::prepare(agent, order, &mut visit).await;
     for role in order.role.iter() {
         match role {

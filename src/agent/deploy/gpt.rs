@@ -17,6 +17,10 @@ pub const SEED_NAME: &str = "rackline-seed";
 const BASIC_DATA: [u8; 16] =
     [0xa2, 0xa0, 0xd0, 0xeb, 0xe5, 0xb9, 0x33, 0x44, 0x87, 0xc0, 0x68, 0xb6, 0xb7, 0x26, 0x99, 0xc7];
 
+/// Linux file system data, 0FC63DAF-8483-4772-8E79-3D69D8477DE4.
+const LINUX_DATA: [u8; 16] =
+    [0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4];
+
 /// Table 5-5: the fields that are looked at or changed.
 mod field {
     use std::ops::Range;
@@ -26,6 +30,7 @@ mod field {
     pub const MY_LBA: Range<usize> = 24..32;
     pub const ALTERNATE_LBA: Range<usize> = 32..40;
     pub const LAST_USABLE: Range<usize> = 48..56;
+    pub const DISK_ID: Range<usize> = 56..72;
     pub const ENTRIES_LBA: Range<usize> = 72..80;
     pub const ENTRY_COUNT: Range<usize> = 80..84;
     pub const ENTRY_SIZE: Range<usize> = 84..88;
@@ -55,6 +60,70 @@ pub fn fit(device: &Device, seed: &Range<u64>) -> Result<()> {
     forget_old_backup(device, old_backup, seed)?;
     protective_mbr(device)?;
     device.sync()
+}
+
+/// The id of the table's disk and how many partitions it has; `None`: no whole table.
+pub fn identity(device: &Device) -> Result<Option<(uuid::Uuid, usize)>> {
+    let Ok(table) = Table::read(device) else { return Ok(None) };
+    let id = table.header.get(field::DISK_ID).and_then(|b| b.try_into().ok()).map(uuid::Uuid::from_bytes_le);
+    let size = table.number32(field::ENTRY_SIZE)? as usize;
+    let used = table.entries.chunks(size).filter(|e| e.iter().take(16).any(|b| *b != 0)).count();
+    Ok(id.map(|id| (id, used)))
+}
+
+/// A new table on a disk that may be overwritten, with one partition from 1 MiB almost to the end. Disk and partition get the
+/// same id. The header is the last that is written: without it there is no table.
+pub fn single(device: &Device, id: uuid::Uuid, name: &str) -> Result<()> {
+    const ENTRIES: usize = 128;
+    const ENTRY: usize = 128;
+    let sector = u64::from(device.sector());
+    let total = device.size() / sector;
+    let array = ((ENTRIES * ENTRY) as u64).div_ceil(sector);
+    let align = MIB / sector;
+    let last_usable = total.checked_sub(2 + array).ok_or_else(|| too_small(device))?;
+    let last = ((last_usable + 1) / align * align).saturating_sub(1);
+    if last < 16 * align {
+        return Err(too_small(device));
+    }
+    let mut entries = vec![0; ENTRIES * ENTRY];
+    let name = utf16(name);
+    let mut put = |at: usize, bytes: &[u8]| entries[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &LINUX_DATA);
+    put(16, &id.to_bytes_le());
+    put(entry::FIRST.start, &align.to_le_bytes());
+    put(entry::LAST.start, &last.to_le_bytes());
+    put(entry::NAME.start, &name[..name.len().min(entry::NAME.len() - 2)]);
+    let mut table = Table { header: vec![0; sector as usize], entries };
+    table.put(field::SIGNATURE, b"EFI PART");
+    table.put(8..12, &0x0001_0000u32.to_le_bytes());
+    table.put(field::HEADER_SIZE, &92u32.to_le_bytes());
+    table.put(field::MY_LBA, &1u64.to_le_bytes());
+    table.put(field::ALTERNATE_LBA, &(total - 1).to_le_bytes());
+    table.put(40..48, &(2 + array).to_le_bytes());
+    table.put(field::LAST_USABLE, &last_usable.to_le_bytes());
+    table.put(field::DISK_ID, &id.to_bytes_le());
+    table.put(field::ENTRIES_LBA, &2u64.to_le_bytes());
+    table.put(field::ENTRY_COUNT, &(ENTRIES as u32).to_le_bytes());
+    table.put(field::ENTRY_SIZE, &(ENTRY as u32).to_le_bytes());
+    table.put(field::ENTRIES_CRC, &crc32(&table.entries).to_le_bytes());
+    table.seal()?;
+    // What was at the ends of the new partition would be taken for its content.
+    device.zero(0, 2 * MIB)?;
+    device.zero((last + 1) * sector - MIB, MIB)?;
+    let mut mbr = vec![0; sector as usize];
+    mbr[446 + 2] = 2;
+    mbr[446 + 4] = 0xee;
+    mbr[446 + 5..446 + 8].fill(0xff);
+    mbr[446 + 8..446 + 12].copy_from_slice(&1u32.to_le_bytes());
+    mbr[446 + 12..446 + 16].copy_from_slice(&u32::try_from(total - 1).unwrap_or(u32::MAX).to_le_bytes());
+    mbr[510..512].copy_from_slice(&[0x55, 0xaa]);
+    write(device, 0, &mbr)?;
+    table.write(device)?;
+    device.sync()
+}
+
+fn too_small(device: &Device) -> Error {
+    Error::conflict("storage.space", format!("{} is too small for a partition", device.path().display()))
 }
 
 /// The seed partition of a disk that has one, in bytes.
@@ -269,6 +338,23 @@ mod tests {
     #[test]
     fn crc_of_the_standard_check_string() {
         assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+    }
+
+    #[test]
+    fn a_table_of_its_own_is_read_by_others() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(64 << 20).unwrap();
+        let device = Device::of_file(file.path());
+        assert_eq!(identity(&device).unwrap(), None);
+        let id = uuid::Uuid::from_u128(0x1234);
+        single(&device, id, "rackline-data").unwrap();
+        assert_eq!(identity(&device).unwrap(), Some((id, 1)));
+        let table = gpt::GptConfig::new().writable(false).open(file.path()).unwrap();
+        let parts: Vec<_> = table.partitions().values().collect();
+        assert_eq!((parts.len(), parts[0].name.as_str(), parts[0].part_guid), (1, "rackline-data", id));
+        assert_eq!((parts[0].first_lba, parts[0].last_lba), (2048, (63 << 11) - 1));
+        assert_eq!(parts[0].part_type_guid, gpt::partition_types::LINUX_FS);
+        single(&device, uuid::Uuid::nil(), &"x".repeat(99)).unwrap();
     }
 
     #[test]

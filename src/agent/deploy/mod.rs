@@ -3,7 +3,7 @@
 //!
 //! It may be interrupted anywhere and simply be done again: what the disk has by then is found and kept ([`reuse`]).
 
-mod gpt;
+pub(super) mod gpt;
 mod journal;
 mod layout;
 mod member;
@@ -31,7 +31,7 @@ use super::block::Device;
 use super::console::say;
 use super::member::Fetched;
 use super::progress::Meter;
-use super::{Agent, blocking, inventory, tool};
+use super::{Agent, blocking, inventory, setup, tool};
 use crate::error::{Error, Result};
 use crate::image::{Manifest, PublicKey, SignedManifest};
 use crate::link::{Deploy, Deployed, Outcome, Report};
@@ -49,6 +49,7 @@ pub async fn deploy(agent: &Agent, number: u64, order: &Deploy, meter: &Meter) -
     let seed_len = seed::size_for(binary.len() as u64);
 
     let (disk, device, layout) = choose(agent, &order.target, image.disk_size, seed_len).await?;
+    setup::ready(&agent.options.roots, agent.appliance.machine(), &order.setup, &disk).await?;
     tell_target(agent, number, &disk, &order.target).await?;
 
     let dd = match order.compare_with_dd {
@@ -75,6 +76,7 @@ pub async fn deploy(agent: &Agent, number: u64, order: &Deploy, meter: &Meter) -
         disk_serial: disk.serial.clone(),
         disk_wwn: disk.wwn.clone(),
         disk_bytes: disk.size_bytes,
+        setup: order.setup.clone(),
     };
     let (how, seed, meter) = (order.read_back, order.seed.clone(), meter.clone());
     let (checked, partitions) = blocking(move || {

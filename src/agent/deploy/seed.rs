@@ -14,6 +14,7 @@ use crate::error::{Error, Kind, OrFail, Result};
 use crate::image::chunk::is_zero;
 use crate::link::Seed;
 use crate::machine::{Digest, MachineId, Serial};
+use crate::role::Setup;
 
 /// Where the first boot copies [`Installed`] to; the delivery checks read it there.
 pub const INSTALLED_FILE: &str = "/etc/rackline/deployed.json";
@@ -37,6 +38,9 @@ pub struct Installed {
     pub disk_serial: Option<Serial>,
     pub disk_wwn: Option<String>,
     pub disk_bytes: u64,
+    /// What the host is set up with, at its first start and at each one after that.
+    #[serde(default)]
+    pub setup: Setup,
 }
 
 /// The size of the seed partition for a binary of `binary` bytes, in whole MiB.
@@ -152,6 +156,7 @@ mod tests {
             disk_serial: Serial::parse("DISK-1"),
             disk_wwn: None,
             disk_bytes: 1 << 30,
+            setup: Setup::default(),
         };
         let seed =
             Seed { meta_data: "instance-id: a\n".into(), user_data: "#cloud-config\n".into(), ..Seed::default() };
@@ -183,6 +188,7 @@ mod tests {
             disk_serial: None,
             disk_wwn: None,
             disk_bytes: 1 << 30,
+            setup: Setup::default(),
         };
         let binary = vec![7; 140 << 20];
         let mut image = vec![0u8; size_for(binary.len() as u64) as usize];
