@@ -11,7 +11,7 @@ use rackline::engine::{About, Engine, Site};
 use rackline::httpd;
 use rackline::lifecycle::{Event, Machine as Known, State};
 use rackline::link::{BurnProfile, CpuBurn, DiskBurn, MemoryBurn, NetworkBurn};
-use rackline::machine::{MacAddr, MachineId};
+use rackline::machine::{MacAddr, MachineId, Severity};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Living, Machine, TestDisk};
@@ -110,7 +110,7 @@ async fn two_machines_are_burned_in_with_each_other_and_a_disk_with_data_is_only
     }
     for (id, _) in &lives {
         let machine = until(&engine, *id, "ready", |m| m.state == State::Ready).await;
-        assert_eq!(machine.findings, []);
+        assert_eq!(machine.findings.iter().find(|f| f.severity > Severity::Note), None);
         assert_eq!(machine.burn.as_ref().unwrap().done(), ["network", "disks", "cpu", "memory"]);
         let value = |name: &str| machine.measured.iter().find(|m| m.name == name).map(|m| m.value);
         for name in
@@ -154,7 +154,7 @@ async fn a_power_cut_costs_the_test_that_ran_and_a_stop_frees_the_machine_at_onc
     );
     engine.submit(About::Machine(id), Event::BurnInStopped).await.unwrap();
     let known = until(&engine, id, "ready", |m| m.state == State::Ready).await;
-    assert_eq!(known.findings[0].id, "burn.restarted");
+    assert!(known.findings.iter().any(|f| f.id == "burn.restarted"), "{:?}", known.findings);
     // The load of an hour has ended: the same agent does the next one, by order.
     let profile = Box::new(BurnProfile { name: "again".into(), ..profile(1, 1) });
     engine.submit(About::Machine(id), Event::BurnInWanted { profile, overwrite: false, asked: true }).await.unwrap();
