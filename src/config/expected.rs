@@ -100,7 +100,8 @@ pub fn text(bytes: Vec<u8>) -> Result<String> {
 }
 
 pub fn parse(csv: &str) -> Result<List> {
-    let csv = csv.strip_prefix('\u{feff}').unwrap_or(csv);
+    // The reader takes the second half of a line's end for the start of the next record, and would name the line before.
+    let csv = csv.strip_prefix('\u{feff}').unwrap_or(csv).replace("\r\n", "\n");
     let first = csv.lines().next().unwrap_or_default();
     let count = |separator: u8| first.bytes().filter(|byte| *byte == separator).count();
     let separator = [b',', b';', b'\t'].into_iter().rev().max_by_key(|separator| count(*separator)).unwrap_or(b',');
@@ -150,7 +151,12 @@ fn keys(machine: &ExpectedMachine) -> impl Iterator<Item = String> {
         machine.name.as_ref().map(|name| format!("name {name}")),
         machine.mac.map(|mac| format!("MAC address {mac}")),
         machine.place.as_ref().map(|place| format!("place {place}")),
-        machine.bmc.as_ref().map(|bmc| format!("BMC address {}", bmc.address)),
+        // The Redfish service of a chassis answers for each of its machines, which are told apart by serial number.
+        machine
+            .bmc
+            .as_ref()
+            .filter(|bmc| bmc.redfish != Some(bmc.address))
+            .map(|bmc| format!("BMC address {}", bmc.address)),
         machine.bmc_mac.map(|mac| format!("MAC address {mac}")),
     ];
     keys.into_iter().flatten().chain(ports)

@@ -160,6 +160,7 @@ async fn a_power_cut_costs_the_test_that_ran_and_a_stop_frees_the_machine_at_onc
     engine.submit(About::Machine(id), Event::BurnInWanted { profile, overwrite: false, asked: true }).await.unwrap();
     let known = until(&engine, id, "ready again", |m| m.state == State::Ready).await;
     let burn = known.burn.as_ref().unwrap();
-    assert_eq!((burn.done.len(), burn.restarts, known.findings.len()), (4, 0, 0));
+    assert_eq!((burn.done.len(), burn.restarts), (4, 0));
+    assert!(!known.findings.iter().any(|f| f.id.starts_with("burn.")), "{:?}", known.findings);
     stop.cancel();
 }
