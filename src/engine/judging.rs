@@ -15,15 +15,12 @@ use crate::machine::{Finding, Inventory, Severity, SwitchPort};
 impl Engine {
     /// What is not as it should be. Values get those of the machine's twins beside them.
     pub(super) fn judge(&self, machine: &Machine, outcome: &mut Outcome) -> Vec<Finding> {
-        let models = self.inner.site.models.current();
         match outcome {
             Outcome::Commissioned { inventory, measured, .. } => {
-                let model = model_of(machine, inventory, &models);
-                let floors = model.map_or(Floors::new(), |model| model.floors.clone());
                 // What was bought first: a machine that is another one explains much of the rest.
-                let mut findings = self.judge_model(machine, model, inventory);
+                let mut findings = self.beside_purchase(machine, inventory);
                 findings.extend(judge::hardware::judge(inventory));
-                findings.extend(self.cohorts().judge(inventory, values(machine), measured, &floors));
+                findings.extend(self.beside_twins(machine, inventory, measured));
                 findings
             }
             // Its own inventory is still the one of its passport.
@@ -39,18 +36,14 @@ impl Engine {
             // How long a check took depends on more than the hardware: worth a look, no reason to hold the host.
             Outcome::Checked { measured, .. } => {
                 let Some(inventory) = machine.inventory.as_deref() else { return Vec::new() };
-                let model = model_of(machine, inventory, &models);
-                let floors = model.map_or(Floors::new(), |model| model.floors.clone());
-                let mut findings = self.cohorts().judge(inventory, values(machine), measured, &floors);
+                let mut findings = self.beside_twins(machine, inventory, measured);
                 findings.iter_mut().for_each(|finding| finding.severity = finding.severity.min(Severity::Warning));
                 findings
             }
             Outcome::Tested(tested) => {
                 let mut findings = tested.findings.clone();
                 if let Some(inventory) = machine.inventory.as_deref() {
-                    let model = model_of(machine, inventory, &models);
-                    let floors = model.map_or(Floors::new(), |model| model.floors.clone());
-                    findings.extend(self.cohorts().judge(inventory, values(machine), &mut tested.measured, &floors));
+                    findings.extend(self.beside_twins(machine, inventory, &mut tested.measured));
                 }
                 findings
             }
@@ -75,7 +68,15 @@ impl Engine {
         self.inner.cohorts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn judge_model(&self, machine: &Machine, model: Option<&Model>, inventory: &Inventory) -> Vec<Finding> {
+    fn beside_twins(&self, machine: &Machine, inventory: &Inventory, measured: &mut [Measured]) -> Vec<Finding> {
+        let models = self.inner.site.models.current();
+        let none = Floors::new();
+        let floors = model_of(machine, inventory, &models).map_or(&none, |model| &model.floors);
+        self.cohorts().judge(inventory, values(machine), measured, floors)
+    }
+
+    fn beside_purchase(&self, machine: &Machine, inventory: &Inventory) -> Vec<Finding> {
+        let models = self.inner.site.models.current();
         let listed = model::Listed {
             serial: machine.serial.as_ref(),
             model: machine.purchase.as_ref().and_then(|purchase| purchase.model.as_deref()),
@@ -83,7 +84,7 @@ impl Engine {
             ports: &machine.ports,
             occupant: &|at| self.occupant(machine, at),
         };
-        model::judge(&listed, model, inventory)
+        model::judge(&listed, model_of(machine, inventory, &models), inventory)
     }
 
     /// Another machine that the port map has there.
