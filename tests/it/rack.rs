@@ -206,7 +206,8 @@ fn a_stopped_lab_leaves_only_its_directory() {
     let lab = Lab::start(spec.clone()).unwrap();
     lab.ipmitool(1, &["power", "on"]).unwrap();
     // The BMC's helper programs may take a moment to end.
-    lab.wait_until("one BMC and one machine", Duration::from_secs(120), |_| left(&name).len() == 2).unwrap();
+    lab.wait_until("one switch, one BMC and one machine", Duration::from_secs(120), |_| left(&name).len() == 3)
+        .unwrap();
 
     let refused = Lab::start(spec.clone()).map(drop).unwrap_err();
     assert_eq!(refused.code(), "lab.running", "{refused:?}");
